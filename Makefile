@@ -1,0 +1,59 @@
+# The doors of the house. Every target makes what it needs, and is quick where that is already there.
+
+SHELL := /bin/bash
+PYTHON_BIN := .venv/bin
+HOST := deployments/host
+# Nothing in the house reports to anyone, test runs included.
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test check bench format requirements environment dcmtk engine images clean
+
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: environment dcmtk images ## Send a study through everything, with real parts, and show that it arrived
+	@$(PYTHON_BIN)/dicomflow demo
+
+up: environment images ## Run DicomFlow on this host until Ctrl-C
+	@$(PYTHON_BIN)/dicomflow up
+
+test: environment dcmtk images ## Run all tests
+	@$(PYTHON_BIN)/python -m pytest
+
+check: environment ## Lint, types, the map of imports, and what is generated from other files
+	@$(PYTHON_BIN)/ruff check .
+	@$(PYTHON_BIN)/ruff format --check .
+	@$(PYTHON_BIN)/mypy
+	@$(PYTHON_BIN)/lint-imports
+	@$(PYTHON_BIN)/shellcheck .ci/run $(HOST)/*.sh
+	@$(PYTHON_BIN)/python requirements/freshness.py
+	@$(PYTHON_BIN)/python -m flows_engine.definition.json_schema --check
+
+bench: environment dcmtk images ## Measure, side by side with other programs
+	@$(PYTHON_BIN)/python -m tests.benchmarks.ingest
+	@$(PYTHON_BIN)/python -m tests.benchmarks.end_to_end
+
+format: environment ## Bring the code into the form that check wants
+	@$(PYTHON_BIN)/ruff check --fix .
+	@$(PYTHON_BIN)/ruff format .
+
+requirements: environment ## Pin anew what pyproject.toml and requirements/dev.in ask for
+	@requirements/compile.sh
+
+environment: ## Make the virtual environment .venv
+	@$(HOST)/python_environment.sh
+
+dcmtk: ## Install DCMTK's command-line tools
+	@$(HOST)/dcmtk.sh
+
+engine: environment ## See that a Docker engine answers
+	@$(HOST)/docker_engine.sh
+
+images: engine ## See that the images of the examples are there
+	@$(HOST)/images.sh
+
+clean: ## Remove what the other targets made here; never DATA_DIR, which may hold patients
+	@rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	@find flows_engine dicom_gateway deployments tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,165 @@
+"""Make a Prefect server hold what a plan says. May be run any number of times, by several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterTags,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, StateType
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.utilities.callables import parameter_schema
+from prefect.workers.process import ProcessWorker
+
+from deployments.plan import Change, Deployment, PrefectContents, desired_deployment, plan
+from flows_engine.definition import naming
+from flows_engine.definition.schema import FlowDefinition
+from flows_engine.flows.process_study import process_study
+
+_PAGE = 200
+
+
+def process_study_schema() -> dict[str, Any]:
+    """Return the schema of the flow's parameters, from which the UI builds its form."""
+    return parameter_schema(process_study).model_dump_for_openapi()
+
+
+def bring_into_step(client: SyncPrefectClient, definitions: Iterable[FlowDefinition]) -> tuple[Change, ...]:
+    """Change on the server what has to change for ``definitions``, and return what that was."""
+    changes = plan_changes(client, definitions)
+    apply(client, changes)
+    return changes
+
+
+def plan_changes(client: SyncPrefectClient, definitions: Iterable[FlowDefinition]) -> tuple[Change, ...]:
+    """Return what would have to change on the server for ``definitions``; change nothing."""
+    schema = process_study_schema()
+    desired = [desired_deployment(definition, parameter_schema=schema) for definition in definitions]
+    return plan(desired, read_contents(client))
+
+
+def read_contents(client: SyncPrefectClient) -> PrefectContents:
+    """Return what the server holds of ours."""
+    queues = {
+        pool.name: {queue.name: queue.priority or 0 for queue in client.read_work_queues(work_pool_name=pool.name)}
+        for pool in client.read_work_pools()
+        if pool.name == "cpu" or pool.name.split("-")[0] == "gpu"
+    }
+    responses = list(_deployments(client))
+    unfinished = _with_unfinished_runs(client, [response.id for response in responses])
+    return PrefectContents(
+        queue_priorities=queues,
+        deployments={response.name: _as_deployment(response) for response in responses},
+        with_unfinished_runs=frozenset(response.name for response in responses if response.id in unfinished),
+    )
+
+
+def _deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
+    ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[naming.MANAGED_TAG]))
+    for page in count():
+        found = client.read_deployments(deployment_filter=ours, limit=_PAGE, offset=page * _PAGE)
+        yield from found
+        if len(found) < _PAGE:
+            return
+
+
+def _with_unfinished_runs(client: SyncPrefectClient, deployment_ids: list[UUID]) -> set[UUID]:
+    if not deployment_ids:
+        return set()
+    unfinished = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=deployment_ids),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[t for t in StateType if t not in TERMINAL_STATES])),
+    )
+    found: set[UUID] = set()
+    for page in count():
+        runs = client.read_flow_runs(flow_run_filter=unfinished, limit=_PAGE, offset=page * _PAGE)
+        found |= {run.deployment_id for run in runs if run.deployment_id is not None}
+        if len(runs) < _PAGE:
+            return found
+    raise AssertionError  # count() does not end
+
+
+def _as_deployment(response: DeploymentResponse) -> Deployment:
+    return Deployment(
+        name=response.name,
+        version=response.version or "",
+        description=response.description or "",
+        tags=tuple(response.tags),
+        work_pool=response.work_pool_name or "",
+        work_queue=response.work_queue_name or "",
+        parameters=response.parameters,
+        parameter_schema=response.parameter_openapi_schema or {},
+        entrypoint=response.entrypoint or "",
+        paused=response.paused,
+    )
+
+
+def apply(client: SyncPrefectClient, changes: Iterable[Change]) -> None:
+    """Do what ``changes`` say, in their order."""
+    for change in changes:
+        match change.action:
+            case "create pool":
+                _create_pool(client, change.name)
+            case "create queue":
+                _create_queue(client, *change.name.rsplit("/", 1))
+            case "create" | "update" if change.deployment is not None:
+                _create_deployment(client, change.deployment)
+            case "pause":
+                response = client.read_deployment_by_name(naming.deployment(change.name))
+                client.update_deployment(response.id, DeploymentUpdate(paused=True))
+            case "delete":
+                _delete_deployment(client, change.name)
+
+
+def _create_pool(client: SyncPrefectClient, name: str) -> None:
+    template = ProcessWorker.get_default_base_job_template()
+    # Left to itself, the process worker starts a second Python that only looks for the flow's code; it is installed here.
+    template["variables"]["properties"]["command"]["default"] = "python -m prefect.engine"
+    try:
+        client.create_work_pool(WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template))
+    except ObjectAlreadyExists:
+        return  # someone else was a moment earlier
+
+
+def _create_queue(client: SyncPrefectClient, pool: str, queue: str) -> None:
+    try:
+        client.create_work_queue(queue, work_pool_name=pool,
+                                 priority=naming.queue_priority(int(queue.rsplit("-", 1)[1])))
+    except ObjectAlreadyExists:
+        return
+
+
+def _create_deployment(client: SyncPrefectClient, deployment: Deployment) -> None:
+    client.create_deployment(  # Prefect updates a deployment that is there
+        flow_id=client.create_flow_from_name(naming.FLOW_NAME),
+        name=deployment.name,
+        version=deployment.version,
+        description=deployment.description,
+        tags=list(deployment.tags),
+        work_pool_name=deployment.work_pool,
+        work_queue_name=deployment.work_queue,
+        parameters=dict(deployment.parameters),
+        parameter_openapi_schema=dict(deployment.parameter_schema),
+        enforce_parameter_schema=True,
+        entrypoint=deployment.entrypoint,
+        paused=deployment.paused,
+    )
+
+
+def _delete_deployment(client: SyncPrefectClient, name: str) -> None:
+    try:
+        client.delete_deployment(client.read_deployment_by_name(naming.deployment(name)).id)
+    except ObjectNotFound:
+        return

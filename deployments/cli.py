@@ -1,0 +1,162 @@
+"""The ``dicomflow`` command: what Prefect cannot know of DICOM, of studies and of matching."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dicom_gateway.errors import GatewayError
+from flows_engine.definition.errors import DefinitionError
+from flows_engine.handoff.site_settings import LoadedSettings, SettingsError, load_site_settings
+from flows_engine.handoff.study_store import StudyNotFoundError
+
+# Prefect is imported inside the commands that need it: it takes a second, and reads its settings on import.
+app = typer.Typer(
+    name="dicomflow",
+    help="Run containerised models on DICOM studies. Queues, runs and retries are Prefect's: use its UI and CLI for them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_LOCAL_API = "http://127.0.0.1:{port}/api"
+
+
+@app.command()
+def up() -> None:
+    """Run everything on this host: database, Prefect server and UI, gateway, workers. Ctrl-C stops it all."""
+    from deployments.up import run_until_stopped  # noqa: PLC0415
+
+    run_until_stopped(_settings(), environ=os.environ)
+
+
+@app.command()
+def demo(
+    flow: Annotated[
+        Path, typer.Option(help="The flow to run; its destinations are replaced by one that the demonstration starts.")
+    ] = Path("flow_definitions/two-containers.yaml"),
+) -> None:
+    """Show the whole way with real parts: DCMTK sends a study, containers run, DCMTK receives, every byte is compared."""
+    from deployments.demo.run import demonstrate  # noqa: PLC0415
+
+    demonstrate(Console(), flow=flow, environ=os.environ)
+
+
+@app.command()
+def gateway() -> None:
+    """Receive studies and trigger their flows; keep Prefect's deployments in step with the definitions."""
+    settings = _settings().settings
+    _log_to_stderr(settings.log_level)
+    _use_prefect()
+    from deployments.gateway_service import serve  # noqa: PLC0415
+
+    serve(settings)
+
+
+@app.command()
+def deploy(
+    *, plan: Annotated[bool, typer.Option("--plan", help="Print what would change, and change nothing.")] = False
+) -> None:
+    """Make Prefect's work pools, queues and deployments what the flow definitions say."""
+    settings = _settings().settings
+    _use_prefect()
+    from deployments.deploy import deploy_definitions  # noqa: PLC0415
+
+    raise typer.Exit(deploy_definitions(settings, dry_run=plan))
+
+
+@app.command()
+def check(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Definition files; all of FLOW_DIRECTORY if none is named.")
+    ] = None,
+) -> None:
+    """Check flow definitions, and say of each what is wrong, where, and what to do."""
+    from flows_engine.definition.loading import load_definition  # noqa: PLC0415
+
+    folder = _settings().settings.flow_directory
+    bad = 0
+    for path in files or sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+        try:
+            loaded = load_definition(path)
+        except DefinitionError as error:
+            bad += 1
+            typer.echo(str(error), err=True)
+            continue
+        for warning in loaded.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+        typer.echo(f"{path}: {loaded.definition.name} is well")
+    raise typer.Exit(1 if bad else 0)
+
+
+@app.command()
+def studies(
+    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
+) -> None:
+    """List received studies and what became of them: triggered, no match, or held, with the reason."""
+    from deployments.study_reports import print_studies  # noqa: PLC0415
+
+    print_studies(Console(), _settings().settings, limit=limit)
+
+
+@app.command()
+def explain(
+    study_id: str,
+    *,
+    values: Annotated[
+        bool, typer.Option("--values", help="Also print the study's values of the tags in question: patient data.")
+    ] = False,
+) -> None:
+    """Say which flows match a study as they are now, and why the others do not."""
+    from deployments.study_reports import print_explanation  # noqa: PLC0415
+
+    print_explanation(Console(), _settings().settings, study_id=study_id, with_values=values)
+
+
+@app.command()
+def release(study_id: str) -> None:
+    """Let a held study go on as if it were complete: it is matched again, and its flows are triggered."""
+    from dicom_gateway.wiring import open_ledger  # noqa: PLC0415
+
+    open_ledger(_settings().settings.data_dir).release(study_id)
+    typer.echo(f"study {study_id} is released; the gateway matches it again")
+
+
+def main() -> None:
+    """Run the command. What a person can mend ends in one line and exit status 1, not in a traceback."""
+    try:
+        app()
+    except (DefinitionError, GatewayError, SettingsError, StudyNotFoundError) as error:
+        sys.exit(f"dicomflow: {error}")
+    except RuntimeError as error:
+        # The errors of the rooms that are imported late: StartupError, DemoFailedError, ToolMissingError.
+        sys.exit(f"dicomflow: {error}")
+
+
+def _settings() -> LoadedSettings:
+    loaded = load_site_settings(os.environ)
+    for warning in loaded.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    for name, value in loaded.prefect_settings.items():
+        os.environ.setdefault(name, value)
+    return loaded
+
+
+def _use_prefect() -> None:
+    """Point Prefect at the server that ``dicomflow up`` starts on this host, unless the site names another."""
+    port = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
+    os.environ.setdefault("PREFECT_API_URL", _LOCAL_API.format(port=port))
+    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
+
+
+def _log_to_stderr(level: int) -> None:
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+if __name__ == "__main__":
+    main()

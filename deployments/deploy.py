@@ -1,0 +1,39 @@
+"""``dicomflow deploy``: the definitions of FLOW_DIRECTORY, brought to Prefect once."""
+
+from __future__ import annotations
+
+import httpx
+import typer
+from prefect.client.orchestration import get_client
+
+from deployments.apply import bring_into_step, plan_changes
+from flows_engine.definition.catalogue import FlowCatalogue
+from flows_engine.handoff.site_settings import SiteSettings
+
+
+class ServerUnreachableError(RuntimeError):
+    """Prefect's server does not answer."""
+
+
+def deploy_definitions(settings: SiteSettings, *, dry_run: bool) -> int:
+    """Bring Prefect into step with the definitions and print what changed; return the exit status.
+
+    1 if a definition file has problems: those are printed, and the others are deployed all the same.
+    Raises ``ServerUnreachableError``.
+    """
+    catalogue = FlowCatalogue(settings.flow_directory, state_folder=settings.data_dir / "definitions")
+    found = catalogue.refresh()
+    for problem in (*found.problems, *found.warnings):
+        typer.echo(str(problem), err=True)
+    definitions = catalogue.snapshot().values()
+    with get_client(sync_client=True) as client:
+        try:
+            changes = plan_changes(client, definitions) if dry_run else bring_into_step(client, definitions)
+        except httpx.TransportError as error:
+            raise ServerUnreachableError(f"no Prefect server answers at {client.api_url} ({type(error).__name__}); "
+                                         "start one with `dicomflow up`, or set PREFECT_API_URL") from None
+    for change in changes:
+        typer.echo(str(change))
+    if not changes:
+        typer.echo(f"all {len(definitions)} deployments are as their definitions say")
+    return 1 if found.problems else 0

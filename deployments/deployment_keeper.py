@@ -1,0 +1,67 @@
+"""Keeps the deployments on the Prefect server in step with the definitions in force."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
+
+from deployments.apply import bring_into_step
+from flows_engine.definition.schema import FlowDefinition
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_PAUSE_SECONDS = 30.0
+
+
+class DeploymentKeeper:
+    """A thread that brings Prefect into step whenever it is told to, and tries until it has worked.
+
+    Prefect may be down when a definition changes, or when the gateway starts: neither may stop the gateway from receiving.
+    """
+
+    def __init__(self, definitions: Callable[[], Iterable[FlowDefinition]]) -> None:
+        self._definitions = definitions
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="deployment-keeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin; the first step is taken at once."""
+        self._wake.set()
+        self._thread.start()
+
+    def definitions_changed(self) -> None:
+        """Say that there is something to do. Returns at once."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End, after the step in hand."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        pause_seconds = 1.0
+        while not self._stop.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            if self._stop.is_set():
+                return
+            try:
+                with get_client(sync_client=True) as client:
+                    changes = bring_into_step(client, self._definitions())
+            except (httpx.TransportError, PrefectHTTPStatusError) as error:
+                logger.warning("Prefect cannot be brought into step yet (%s); trying again in %.0f s",
+                               type(error).__name__, pause_seconds, extra={"action": "deploy_postponed"})
+                self._stop.wait(pause_seconds)
+                pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
+                self._wake.set()
+                continue
+            pause_seconds = 1.0
+            for change in changes:
+                logger.info("%s", change, extra={"action": "deployed"})

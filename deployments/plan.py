@@ -1,0 +1,130 @@
+"""What Prefect should hold for a set of definitions, and what has to change for that. Pure; prints well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flows_engine.definition import naming
+from flows_engine.definition.schema import FlowDefinition
+
+ENTRYPOINT = "flows_engine.flows.process_study.process_study"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """One deployment of the flow ``process-study``, as far as we set it."""
+
+    name: str
+    version: str
+    description: str
+    tags: tuple[str, ...]
+    work_pool: str
+    work_queue: str
+    parameters: Mapping[str, Any]
+    parameter_schema: Mapping[str, Any]
+    entrypoint: str = ENTRYPOINT
+    paused: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefectContents:
+    """What a Prefect server holds of ours: pools with their queues, deployments, and those with unfinished runs."""
+
+    queue_priorities: Mapping[str, Mapping[str, int]]
+    deployments: Mapping[str, Deployment]
+    with_unfinished_runs: frozenset[str]
+
+
+Action = Literal["create pool", "create queue", "create", "update", "pause", "delete"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One thing to do. ``name`` is a pool, ``pool/queue`` or a deployment; ``detail`` says what or why, for people."""
+
+    action: Action
+    name: str
+    detail: str = ""
+    deployment: Deployment | None = None
+
+    def __str__(self) -> str:
+        """Return one line for people."""
+        return f"{self.action} {self.name}" + (f": {self.detail}" if self.detail else "")
+
+
+def desired_deployment(definition: FlowDefinition, *, parameter_schema: Mapping[str, Any]) -> Deployment:
+    """Return the deployment that a definition stands for."""
+    return Deployment(
+        name=definition.name,
+        version=definition.version,
+        description=description(definition),
+        tags=tuple(naming.definition_tags(version=definition.version, priority=definition.priority)),
+        work_pool=definition.work_pool,
+        work_queue=naming.work_queue(definition.priority),
+        parameters={"definition": definition.model_dump(mode="json", exclude_none=True)},
+        parameter_schema=parameter_schema,
+    )
+
+
+def description(definition: FlowDefinition) -> str:
+    """Return what a flow does, in Markdown, as the Prefect UI shows it."""
+    if definition.triggers:
+        triggers = [
+            " and ".join(
+                f"`{condition.written}` matches {', '.join(f'`{pattern.written}`' for pattern in condition.patterns)}"
+                for condition in trigger.conditions
+            )
+            for trigger in definition.triggers
+        ]
+        fires = "**Runs on a study in which**\n" + "\n".join(f"- some instance has {trigger}" for trigger in triggers)
+    else:
+        fires = "**Runs only when asked for.**"
+    models = "\n".join(f"{n}. `{model.docker_kwargs.image}`" for n, model in enumerate(definition.models, start=1))
+    nodes = [f"- {node.ae_title} at {node.host}:{node.port}" for node in definition.destinations]
+    nodes += [f"- back to the sender, on port {port}" for port in definition.return_to_sender_on_port]
+    sends = "\n".join(nodes) if nodes else "- nowhere"
+    return f"{fires}\n\n**Models**\n{models}\n\n**Sends its results**\n{sends}"
+
+
+def plan(desired: Iterable[Deployment], existing: PrefectContents) -> tuple[Change, ...]:
+    """Return what has to change, in the order in which it must be done. Empty where all is as it should be.
+
+    A pool that is there keeps its settings: they are the site's. A deployment whose definition is gone is deleted, or, while
+    it has runs that are not over, paused, so that they can still be run.
+    """
+    wanted = {deployment.name: deployment for deployment in desired}
+    pools = dict.fromkeys(["cpu", "gpu", *(deployment.work_pool for deployment in wanted.values())])
+    changes: list[Change] = []
+    for pool in pools:
+        queues = existing.queue_priorities.get(pool)
+        if queues is None:
+            changes.append(Change(action="create pool", name=pool))
+        changes += [
+            Change(action="create queue", name=f"{pool}/{naming.work_queue(priority)}",
+                   detail=f"Prefect priority {naming.queue_priority(priority)}")
+            for priority in reversed(naming.PRIORITIES)
+            if (queues or {}).get(naming.work_queue(priority)) is None
+        ]
+    for name, deployment in wanted.items():
+        present = existing.deployments.get(name)
+        if present is None:
+            changes.append(Change(action="create", name=name, deployment=deployment,
+                                  detail=f"pool {deployment.work_pool}, queue {deployment.work_queue}"))
+        elif differing := differences(present, deployment):
+            changes.append(Change(action="update", name=name, detail=", ".join(differing), deployment=deployment))
+    for name, present in existing.deployments.items():
+        if name in wanted:
+            continue
+        if name not in existing.with_unfinished_runs:
+            changes.append(Change(action="delete", name=name, detail="its definition is gone; the history of its runs stays"))
+        elif not present.paused:
+            changes.append(Change(action="pause", name=name, deployment=present,
+                                  detail="its definition is gone; it has runs that are not over"))
+    return tuple(changes)
+
+
+def differences(present: Deployment, wanted: Deployment) -> list[str]:
+    """Return the names of the fields in which two deployments differ."""
+    return [field for field in Deployment.__dataclass_fields__ if getattr(present, field) != getattr(wanted, field)]

@@ -1,0 +1,118 @@
+"""What runs on one host, as values: which commands, in which order, with which environment. Pure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deployments.embedded_postgres import connection_url, socket_path
+
+PREFECT_PORT = 4200  # Prefect's own default
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """One process that is kept running. Services start in order of ``rank`` and stop in the opposite order."""
+
+    name: str
+    command: tuple[str, ...]
+    rank: int
+    stop_signal: str = "TERM"
+    stop_seconds: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostPlan:
+    """All that runs on one host, the environment it shares, and where Prefect answers."""
+
+    services: tuple[Service, ...]
+    environment: Mapping[str, str]
+    api_url: str
+
+    @property
+    def ui_url(self) -> str:
+        """The address of Prefect's UI, which its server serves beside the API."""
+        return self.api_url.removesuffix("/api")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostFacts:
+    """What a plan for a host depends on. ``environ`` is the environment that ``dicomflow up`` itself was started with."""
+
+    data_dir: Path
+    host_name: str
+    cpu_slots: int
+    gpus: tuple[str, ...]
+    environ: Mapping[str, str]
+    settings_environment: Mapping[str, str]
+
+
+def host_plan(facts: HostFacts) -> HostPlan:
+    """Return what has to run on a host.
+
+    A site that names a server (``PREFECT_API_URL``) gets none of its own here; one that names a database
+    (``PREFECT_API_DATABASE_CONNECTION_URL``) gets no PostgreSQL.
+    """
+    own_server = "PREFECT_API_URL" not in facts.environ
+    own_database = own_server and "PREFECT_API_DATABASE_CONNECTION_URL" not in facts.environ
+    port = int(facts.environ.get("PREFECT_SERVER_API_PORT", PREFECT_PORT))
+    api_url = facts.environ.get("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+    postgres_data = facts.data_dir / "postgres"
+
+    services = [_gateway(), _worker(facts, api_url, pool="cpu", slots=facts.cpu_slots)]
+    if facts.gpus:
+        services.append(_worker(facts, api_url, pool="gpu", slots=len(facts.gpus)))
+    if own_server:
+        services.append(_prefect_server(port, database=socket_path(postgres_data) if own_database else None))
+    if own_database:
+        services.append(_postgres(postgres_data))
+
+    environment = {**_PREFECT_DEFAULTS, "PREFECT_HOME": str(facts.data_dir / "prefect"), **facts.environ}
+    environment |= {**facts.settings_environment, "PREFECT_API_URL": api_url}
+    if own_database:
+        environment["PREFECT_API_DATABASE_CONNECTION_URL"] = connection_url(postgres_data)
+    # The workers start flow runs as plain `python`: it has to be this one.
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
+    return HostPlan(services=tuple(services), environment=environment, api_url=api_url)
+
+
+_PREFECT_DEFAULTS = {
+    # Patient data is near: nothing is reported to anyone.
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # A command that finds no server must say so, not start one of its own.
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+    # Prefect's default of ten seconds is most of what a short model takes.
+    "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+}
+
+
+def _postgres(data: Path) -> Service:
+    command = (sys.executable, "-m", "deployments.embedded_postgres", str(data))
+    # SIGINT is PostgreSQL's fast shutdown; SIGTERM would wait for its clients to leave.
+    return Service(name="postgres", command=command, rank=10, stop_signal="INT")
+
+
+def _prefect_server(port: int, *, database: Path | None) -> Service:
+    command: tuple[str, ...] = (sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+    if database is not None:
+        command = _when_ready(f"unix:{database}", command)
+    return Service(name="prefect-server", command=command, rank=20)
+
+
+def _gateway() -> Service:
+    return Service(name="gateway", command=(sys.executable, "-m", "deployments.cli", "gateway"), rank=30)
+
+
+def _worker(facts: HostFacts, api_url: str, *, pool: str, slots: int) -> Service:
+    worker = (sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process",
+              "--name", f"{facts.host_name}-{pool}", "--limit", str(slots))
+    # A worker that comes before its pool would make the pool, without its queues and their priorities.
+    queue = f"{api_url}/work_pools/{pool}/queues/priority-0"
+    return Service(name=f"worker-{pool}", command=_when_ready(queue, worker), rank=40, stop_seconds=60)
+
+
+def _when_ready(address: str, command: tuple[str, ...]) -> tuple[str, ...]:
+    return (sys.executable, "-m", "deployments.when_ready", address, "--", *command)

@@ -1,0 +1,60 @@
+"""What became of the studies, for a person at a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dicom_gateway.explain import explain
+from dicom_gateway.matching import match
+from dicom_gateway.wiring import open_ledger
+from flows_engine.definition.catalogue import FlowCatalogue
+from flows_engine.definition.schema import FlowDefinition
+from flows_engine.handoff.site_settings import SiteSettings
+from flows_engine.handoff.study_store import StudyRecord, StudyStore
+
+
+def print_studies(console: Console, settings: SiteSettings, *, limit: int) -> None:
+    """Print the newest studies with their outcome. Nothing of a patient is in it."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("study", "received", "from", "instances", "outcome", "reason or runs"):
+        table.add_column(heading, overflow="fold")
+    ledger = open_ledger(settings.data_dir)
+    try:
+        for study in ledger.studies(limit=limit):
+            runs = ", ".join(f"{run.flow} ({run.flow_run_id or run.last_error or 'waiting'})" for run in study.runs)
+            received = study.received_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+            cells = (study.study_id, received, study.sender, str(study.instance_count), study.outcome)
+            table.add_row(*(escape(cell) for cell in (*cells, runs or study.reason)))
+    finally:
+        ledger.close()
+    console.print(table)
+
+
+def print_explanation(console: Console, settings: SiteSettings, *, study_id: str, with_values: bool) -> None:
+    """Print which definitions, as they are now, match a study of the store, and why the others do not.
+
+    Raises ``StudyNotFoundError``.
+    """
+    record = StudyStore(settings.data_dir / "studies").record(study_id)
+    catalogue = FlowCatalogue(settings.flow_directory, state_folder=settings.data_dir / "definitions")
+    catalogue.refresh()
+    definitions = list(catalogue.snapshot().values())
+    console.print(explain(match(record.fingerprint, definitions)), markup=False, highlight=False)
+    if with_values:
+        _print_values(console, record, definitions)
+
+
+def _print_values(console: Console, record: StudyRecord, definitions: list[FlowDefinition]) -> None:
+    console.print("\nvalues in the study (patient data):")
+    conditions = {
+        condition.tag: condition.written
+        for definition in definitions
+        for trigger in definition.triggers
+        for condition in trigger.conditions
+    }
+    for tag, written in conditions.items():
+        column = record.fingerprint.columns.get(tag)
+        values = sorted({"\\".join(value) for value in column.values}) if column else ["(in no instance)"]
+        console.print(f"  {written}: {' | '.join(values)}", markup=False, highlight=False)

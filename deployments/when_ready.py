@@ -1,0 +1,43 @@
+"""Wait until what a service needs answers, then become that service.
+
+    python -m deployments.when_ready http://127.0.0.1:4200/api/health -- prefect worker start …
+    python -m deployments.when_ready unix:/data/postgres/.s.PGSQL.5432 -- prefect server start …
+
+A supervisor starts everything at once; without this, services would die and be started again until their turn has come.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+
+import httpx
+
+_PAUSE_SECONDS = 0.1
+
+
+def answers(address: str) -> bool:
+    """Say whether something listens at ``unix:PATH``, or answers 2xx at an ``http://`` address."""
+    if address.startswith("unix:"):
+        with socket.socket(socket.AF_UNIX) as connection:
+            return connection.connect_ex(address.removeprefix("unix:")) == 0
+    try:
+        return httpx.get(address, timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def main(arguments: list[str]) -> None:
+    """Wait for ``arguments[0]``, then execute what stands behind ``--``. Does not return."""
+    address, separator, *command = arguments
+    if separator != "--" or not command:
+        raise SystemExit("usage: python -m deployments.when_ready ADDRESS -- COMMAND …")
+    while not answers(address):
+        time.sleep(_PAUSE_SECONDS)
+    os.execvp(command[0], command)  # noqa: S606
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

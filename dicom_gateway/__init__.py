@@ -1,0 +1,1 @@
+"""What happens until a flow run exists: receive, store, fingerprint, match, trigger."""

@@ -1,0 +1,51 @@
+"""What can go wrong until a flow run exists, named by what happens next.
+
+    GatewayError
+      ├─ SpoolFullError            the disk takes no more; the sender is told 0xA700 and sends again later
+      ├─ InstanceRefusedError      the sender's object cannot be kept; carries the status that says so to it
+      ├─ StartError                the gateway cannot start; a person has to change a setting or stop another program
+      ├─ StudyNotHeldError         a person asked to release a study that is not held
+      └─ TriggerError              a flow run was not created
+           ├─ TriggerUnavailableError   Prefect does not answer, or does not know the deployment yet; kept, tried again
+           └─ TriggerRefusedError       Prefect will not have this run; the study is held, with the reason
+
+Every message is one line, and names no patient.
+"""
+
+from __future__ import annotations
+
+
+class GatewayError(Exception):
+    """Something went wrong between a sender and a flow run."""
+
+
+class SpoolFullError(GatewayError):
+    """The spool's disk cannot take the instance. Nothing of it was kept; the sender may send it again."""
+
+
+class InstanceRefusedError(GatewayError):
+    """The sender's object cannot be kept as it is. ``status`` is the DIMSE status to answer (PS3.4 B.2.3)."""
+
+    def __init__(self, reason: str, *, status: int) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class StartError(GatewayError):
+    """The gateway cannot start. The message says what to change."""
+
+
+class StudyNotHeldError(GatewayError):
+    """Only a held study can be released."""
+
+
+class TriggerError(GatewayError):
+    """A flow run was not created."""
+
+
+class TriggerUnavailableError(TriggerError):
+    """Prefect does not answer, or the deployment is not there yet. The same again will work, later."""
+
+
+class TriggerRefusedError(TriggerError):
+    """Prefect will not create this run. The same again fails the same way."""

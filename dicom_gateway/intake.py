@@ -1,0 +1,215 @@
+"""The use case of the gateway: keep a study, decide what runs on it, have it run. Nothing here knows DICOM's network.
+
+    reception closed ─▶ commit (one rename) ─▶ ledger: received ─▶ match ─▶ ledger: decision + runs ─▶ outbox ─▶ Prefect
+
+Each arrow may be the last thing a process does; ``start`` carries on from whichever it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from pydantic import ValidationError
+
+from dicom_gateway import durable_files, explain
+from dicom_gateway.interfaces import Definitions
+from dicom_gateway.ledger import Decision, Ledger
+from dicom_gateway.matching import MatchReport, match
+from dicom_gateway.outbox import Outbox
+from dicom_gateway.spool import Reception, Spool, SpooledStudy, tidy, write_record
+from flows_engine.definition.schema import FlowDefinition
+from flows_engine.handoff.run_request import RunRequest, Sender
+from flows_engine.handoff.study_store import StudyNotFoundError, StudyOutcome, StudyRecord, StudyStore
+
+_log = logging.getLogger(__name__)
+
+_LOOK_AGAIN_SECONDS: Final = 1.0
+"""How soon a study that another process released is noticed."""
+
+
+class Intake:
+    """Takes closed receptions to created runs. Safe to use from several threads.
+
+    With ``hold_incomplete``, a study whose association ended other than by a release waits for a person.
+    """
+
+    def __init__(
+        self,
+        *,
+        spool: Spool,
+        store: StudyStore,
+        ledger: Ledger,
+        outbox: Outbox,
+        definitions: Definitions,
+        hold_incomplete: bool,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._spool = spool
+        self._store = store
+        self._ledger = ledger
+        self._outbox = outbox
+        self._definitions = definitions
+        self._hold_incomplete = hold_incomplete
+        self._clock = clock
+        self._backlog: list[SpooledStudy] = []
+        self._backlog_lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
+
+    def start(self) -> None:
+        """Carry on where an earlier gateway stopped, then decide on studies as they come.
+
+        Everything acknowledged is in the store and the ledger when this returns. May be cut short and done again.
+        """
+        self._recover()
+        self._outbox.start()
+        self._wake.set()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the decision at hand, and stop."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._outbox.stop()
+
+    def open(self, *, sender: Sender, called_ae_title: str) -> Reception:
+        """Return the place for the instances of one association that begins now."""
+        return self._spool.open(sender=sender, called_ae_title=called_ae_title, received_at=self._clock())
+
+    def finish(self, reception: Reception, *, complete: bool) -> None:
+        """End a reception: its studies move to the store. What the disk refuses is tried again. Never raises."""
+        studies = reception.close(complete=complete)
+        with self._backlog_lock:
+            self._backlog.extend(studies)
+        self._commit_backlog()
+        self._wake.set()
+
+    def _recover(self) -> None:
+        for study in self._spool.leftovers():
+            self._commit(study)
+            _log.warning(
+                "a study was recovered from the spool; instances: %d",
+                study.record.instance_count,
+                extra={"action": "recover", "study_id": study.record.study_id},
+            )
+        for study_id in self._store.study_ids():
+            if not self._ledger.has(study_id):
+                self._enter_again(study_id)
+
+    def _enter_again(self, study_id: str) -> None:
+        extra = {"action": "recover", "study_id": study_id}
+        try:
+            self._ledger.add(self._store.record(study_id))
+        except (StudyNotFoundError, ValidationError):
+            _log.error("the record of a study is damaged; its instances are where they were", extra=extra)
+        else:
+            _log.warning("a study that the ledger did not know was entered", extra=extra)
+
+    def _commit_backlog(self) -> None:
+        with self._backlog_lock:
+            waiting, self._backlog = self._backlog, []
+            for study in waiting:
+                extra = {"action": "commit", "study_id": study.record.study_id}
+                try:
+                    self._commit(study)
+                except Exception:  # noqa: BLE001  # a full disk must not lose the others; this one is tried again
+                    self._backlog.append(study)
+                    _log.exception("a study could not be moved to the store; trying again", extra=extra)
+                else:
+                    _log.info("a study was received; instances: %d", study.record.instance_count, extra=extra)
+                    if study.record.conflict_count:
+                        count = study.record.conflict_count
+                        _log.warning(
+                            "instances that share the UID of another one and differ from it: %d", count, extra=extra
+                        )
+
+    def _commit(self, study: SpooledStudy) -> None:
+        target = self._store.folder(study.record.study_id)
+        if study.folder.is_dir():
+            write_record(study)
+            study.folder.rename(target)
+            durable_files.sync_folder(self._store.root)
+            durable_files.sync_folder(study.folder.parent)
+        self._ledger.add(study.record)
+        tidy(study.folder.parent)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.wait(timeout=_LOOK_AGAIN_SECONDS)
+            self._wake.clear()
+            try:
+                if self._backlog:
+                    self._commit_backlog()
+                for study_id, released in self._ledger.undecided():
+                    self._decide(study_id, released=released)
+            except Exception:  # noqa: BLE001  # outer edge of the thread: what is undecided is taken up again
+                _log.exception("studies could not be decided on; trying again", extra={"action": "match"})
+                self._stopping.wait(_LOOK_AGAIN_SECONDS)
+
+    def _decide(self, study_id: str, *, released: bool) -> None:
+        extra = {"action": "match", "study_id": study_id}
+        try:
+            record = self._store.record(study_id)
+            folder = self._store.input_folder(study_id).parent
+        except StudyNotFoundError as error:
+            decision = Decision(outcome="held", reason=str(error))
+        else:
+            decision = decide(
+                record,
+                study_uri=folder.absolute().as_uri(),
+                definitions=self._definitions.snapshot(),
+                hold=self._hold_incomplete and not released,
+            )
+        self._ledger.decide(study_id, decision)
+        self._outbox.wake()
+        _log.info("the study is %s: %s", decision.outcome, decision.reason, extra=extra)
+
+
+def decide(record: StudyRecord, *, study_uri: str, definitions: Mapping[str, FlowDefinition], hold: bool) -> Decision:
+    """Return what is to become of a study. Pure. ``hold`` says that an incomplete one waits for a person."""
+    if hold and not record.complete:
+        reason = (
+            f"the association was not released: it ended after {record.instance_count} instances, and more may "
+            f"be missing; `dicomflow release {record.study_id}` runs the study as it is"
+        )
+        return Decision(outcome="held", reason=reason)
+    report = match(record.fingerprint, definitions.values())
+    return Decision(
+        outcome=_outcome(report),
+        reason=explain.summary(report),
+        explanation=explain.explain(report),
+        requests=tuple(
+            _request(record, definition, study_uri=study_uri)
+            for definition in definitions.values()
+            if definition.name in report.matched
+        ),
+    )
+
+
+def idempotency_key(study_id: str, definition: FlowDefinition) -> str:
+    """Return the name under which a run of this very definition on this study is created once."""
+    return f"{study_id}:{definition.name}:{definition.digest[:16]}"
+
+
+def _outcome(report: MatchReport) -> StudyOutcome:
+    if report.undecided:
+        return "held"
+    return "triggered" if report.matched else "no-match"
+
+
+def _request(record: StudyRecord, definition: FlowDefinition, *, study_uri: str) -> tuple[RunRequest, str]:
+    request = RunRequest(
+        study_id=record.study_id,
+        study_uri=study_uri,
+        sender=record.sender,
+        received_at=record.received_at,
+        definition=definition,
+    )
+    return request, idempotency_key(record.study_id, definition)

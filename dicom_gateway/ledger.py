@@ -1,0 +1,304 @@
+"""What became of every study, on disk: received, decided, triggered. A restart carries on from here.
+
+One SQLite file. The decision on a study and the runs it asks for are written in one transaction, so that a run is
+neither forgotten nor asked for without a decision (the outbox pattern). No tag value of a patient is in it.
+
+Several processes may have it open at once: the gateway, and a command that lists or releases studies. DATA_DIR
+therefore lies on a local file system, or on one whose locks work.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+from dicom_gateway.errors import StudyNotHeldError
+from flows_engine.handoff.run_request import RunRequest
+from flows_engine.handoff.study_store import StudyOutcome, StudyRecord
+
+RunState = Literal["pending", "created", "refused"]
+
+_BUSY_TIMEOUT_SECONDS: Final = 30.0
+_LONGEST_ERROR: Final = 500
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS studies (
+    study_id       TEXT PRIMARY KEY,
+    received_at    TEXT NOT NULL,
+    sender         TEXT NOT NULL,
+    instance_count INTEGER NOT NULL,
+    complete       INTEGER NOT NULL,
+    released       INTEGER NOT NULL DEFAULT 0,
+    outcome        TEXT NOT NULL DEFAULT 'received',
+    reason         TEXT NOT NULL DEFAULT '',
+    explanation    TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE INDEX IF NOT EXISTS studies_by_outcome ON studies (outcome);
+CREATE TABLE IF NOT EXISTS runs (
+    study_id        TEXT NOT NULL REFERENCES studies (study_id),
+    flow            TEXT NOT NULL,
+    request         TEXT NOT NULL,
+    idempotency_key TEXT NOT NULL,
+    state           TEXT NOT NULL DEFAULT 'pending',
+    flow_run_id     TEXT NOT NULL DEFAULT '',
+    attempts        INTEGER NOT NULL DEFAULT 0,
+    last_error      TEXT NOT NULL DEFAULT '',
+    next_attempt_at REAL NOT NULL DEFAULT 0,
+    PRIMARY KEY (study_id, flow)
+) STRICT;
+CREATE UNIQUE INDEX IF NOT EXISTS runs_by_key ON runs (idempotency_key);
+CREATE INDEX IF NOT EXISTS runs_by_state ON runs (state, next_attempt_at);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerRun:
+    """One flow run that a study asks for, and how far that is."""
+
+    study_id: str
+    flow: str
+    idempotency_key: str
+    state: RunState
+    flow_run_id: str
+    attempts: int
+    last_error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerStudy:
+    """One study, what was decided, and why. ``explanation`` has several lines: one a flow, and one a reason."""
+
+    study_id: str
+    received_at: datetime
+    sender: str
+    instance_count: int
+    complete: bool
+    released: bool
+    outcome: StudyOutcome
+    reason: str
+    explanation: str
+    runs: tuple[LedgerRun, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The decision on one study. ``requests`` are the runs to be created, each with its idempotency key."""
+
+    outcome: StudyOutcome
+    reason: str
+    explanation: str = ""
+    requests: tuple[tuple[RunRequest, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingRun:
+    """A run that is still to be created. ``request_json`` is a ``RunRequest``, perhaps of an earlier version."""
+
+    study_id: str
+    flow: str
+    idempotency_key: str
+    request_json: str
+    attempts: int
+
+
+class Ledger:
+    """The file ``DATA_DIR/ledger.sqlite``. Safe to use from several threads and processes.
+
+    Promise: when a method that writes returns, what it wrote survives a power cut.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._connection = sqlite3.connect(
+            path, timeout=_BUSY_TIMEOUT_SECONDS, check_same_thread=False, isolation_level=None
+        )
+        self._connection.row_factory = sqlite3.Row
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        self._connection.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the file. The ledger cannot be used afterwards."""
+        with self._lock:
+            self._connection.close()
+
+    def add(self, record: StudyRecord) -> bool:
+        """Enter a study that is in the store; return False where it was entered before."""
+        sender = f"{record.sender.ae_title}@{record.sender.host}"
+        with self._transaction() as connection:
+            cursor = connection.execute(
+                "INSERT OR IGNORE INTO studies (study_id, received_at, sender, instance_count, complete) "
+                "VALUES (?, ?, ?, ?, ?)",
+                (record.study_id, _to_text(record.received_at), sender, record.instance_count, record.complete),
+            )
+            return cursor.rowcount == 1
+
+    def has(self, study_id: str) -> bool:
+        """Tell whether a study was entered."""
+        return bool(self._read("SELECT 1 FROM studies WHERE study_id = ?", study_id))
+
+    def undecided(self) -> tuple[tuple[str, bool], ...]:
+        """Return the ids of all studies without a decision, oldest first, each with whether a person released it."""
+        rows = self._read("SELECT study_id, released FROM studies WHERE outcome = 'received' ORDER BY study_id")
+        return tuple((row["study_id"], bool(row["released"])) for row in rows)
+
+    def decide(self, study_id: str, decision: Decision) -> None:
+        """Write down a decision and the runs it asks for, all or nothing. A study that is decided already is left
+        alone.
+
+        A flow whose run was created, or is about to be, for this study is not asked for again.
+        """
+        with self._transaction() as connection:
+            cursor = connection.execute(
+                "UPDATE studies SET outcome = ?, reason = ?, explanation = ? "
+                "WHERE study_id = ? AND outcome = 'received'",
+                (decision.outcome, decision.reason, decision.explanation, study_id),
+            )
+            if cursor.rowcount == 0:
+                return
+            connection.executemany(
+                "INSERT INTO runs (study_id, flow, request, idempotency_key) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (study_id, flow) DO UPDATE SET request = excluded.request, state = 'pending', "
+                "idempotency_key = excluded.idempotency_key, attempts = 0, last_error = '', next_attempt_at = 0 "
+                "WHERE state = 'refused'",
+                [
+                    (study_id, request.definition.name, request.model_dump_json(), key)
+                    for request, key in decision.requests
+                ],
+            )
+
+    def release(self, study_id: str) -> None:
+        """Have a held study decided again, as if it were complete. Raises ``StudyNotHeldError``."""
+        with self._transaction() as connection:
+            cursor = connection.execute(
+                "UPDATE studies SET outcome = 'received', reason = '', released = 1 "
+                "WHERE study_id = ? AND outcome = 'held'",
+                (study_id,),
+            )
+            if cursor.rowcount == 0:
+                raise StudyNotHeldError(f"study {study_id} is not held; `dicomflow studies` lists those that are")
+
+    def due(self, *, now: float, horizon_seconds: float, limit: int) -> tuple[PendingRun, ...]:
+        """Return the runs to create now (Unix time), oldest first, at most ``limit`` of them.
+
+        A run that is to wait longer than ``horizon_seconds`` is due as well: the clock was set back since.
+        """
+        rows = self._read(
+            "SELECT * FROM runs WHERE state = 'pending' AND (next_attempt_at <= ? OR next_attempt_at > ?) "
+            "ORDER BY study_id, flow LIMIT ?",
+            *(now, now + horizon_seconds, limit),
+        )
+        return tuple(
+            PendingRun(
+                study_id=row["study_id"],
+                flow=row["flow"],
+                idempotency_key=row["idempotency_key"],
+                request_json=row["request"],
+                attempts=row["attempts"],
+            )
+            for row in rows
+        )
+
+    def next_due_at(self, *, now: float) -> float | None:
+        """Return when the next run that is not due yet will be (Unix time), None where there is none."""
+        (row,) = self._read(
+            "SELECT min(next_attempt_at) AS soonest FROM runs WHERE state = 'pending' AND next_attempt_at > ?", now
+        )
+        soonest: float | None = row["soonest"]
+        return soonest
+
+    def created(self, idempotency_key: str, *, flow_run_id: str) -> None:
+        """Write down that a run exists."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE runs SET state = 'created', flow_run_id = ?, attempts = attempts + 1, last_error = '' "
+                "WHERE idempotency_key = ?",
+                (flow_run_id, idempotency_key),
+            )
+
+    def postpone(self, idempotency_key: str, *, error: str, next_attempt_at: float) -> None:
+        """Write down that a run could not be created yet, and when to try again (Unix time)."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE runs SET attempts = attempts + 1, last_error = ?, next_attempt_at = ? "
+                "WHERE idempotency_key = ?",
+                (_one_line(error), next_attempt_at, idempotency_key),
+            )
+
+    def refused(self, run: PendingRun, *, error: str) -> None:
+        """Write down that a run will never be created, and hold its study, with the reason."""
+        reason = _one_line(f"{run.flow}: {error}")
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE runs SET state = 'refused', attempts = attempts + 1, last_error = ? WHERE idempotency_key = ?",
+                (_one_line(error), run.idempotency_key),
+            )
+            connection.execute(
+                "UPDATE studies SET outcome = 'held', reason = ? WHERE study_id = ?", (reason, run.study_id)
+            )
+
+    def studies(self, *, limit: int = 100) -> tuple[LedgerStudy, ...]:
+        """Return the newest studies, newest first."""
+        rows = self._read("SELECT * FROM studies ORDER BY study_id DESC LIMIT ?", limit)
+        return tuple(self._study(row) for row in rows)
+
+    def study(self, study_id: str) -> LedgerStudy | None:
+        """Return one study, or None where it was never entered."""
+        rows = self._read("SELECT * FROM studies WHERE study_id = ?", study_id)
+        return self._study(rows[0]) if rows else None
+
+    def _study(self, row: sqlite3.Row) -> LedgerStudy:
+        runs = self._read("SELECT * FROM runs WHERE study_id = ? ORDER BY flow", row["study_id"])
+        return LedgerStudy(
+            study_id=row["study_id"],
+            received_at=datetime.fromisoformat(row["received_at"]),
+            sender=row["sender"],
+            instance_count=row["instance_count"],
+            complete=bool(row["complete"]),
+            released=bool(row["released"]),
+            outcome=row["outcome"],
+            reason=row["reason"],
+            explanation=row["explanation"],
+            runs=tuple(
+                LedgerRun(
+                    study_id=run["study_id"],
+                    flow=run["flow"],
+                    idempotency_key=run["idempotency_key"],
+                    state=run["state"],
+                    flow_run_id=run["flow_run_id"],
+                    attempts=run["attempts"],
+                    last_error=run["last_error"],
+                )
+                for run in runs
+            ),
+        )
+
+    def _read(self, statement: str, *values: object) -> Sequence[sqlite3.Row]:
+        with self._lock:
+            return self._connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            # IMMEDIATE: one that turns into a writer later can fail at once under WAL, whatever the time-out.
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+
+def _to_text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:_LONGEST_ERROR]

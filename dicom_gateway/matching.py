@@ -1,0 +1,165 @@
+"""A study's fingerprint x the flow definitions -> which flows fire, and why the others do not. Pure.
+
+Each distinct value is tested once, whatever the number of instances, and what holds for which instance is a row of
+bytes in one integer: 10,000 instances and 200 flows are decided in well under a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from flows_engine.definition.errors import PatternTimeoutError
+from flows_engine.definition.schema import FlowDefinition
+from flows_engine.definition.trigger import Condition, Pattern, Trigger
+from flows_engine.handoff.study_store import Fingerprint
+
+Verdict = Literal["matched", "not-matched", "on-request", "undecided"]
+
+_NO: Final = 0
+_YES: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionFinding:
+    """How many instances one condition holds for. ``tag`` and ``patterns`` are as their author wrote them."""
+
+    tag: str
+    patterns: tuple[str, ...]
+    holding: int
+    having: int
+    """How many instances have the tag at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriggerFinding:
+    """How many instances all conditions of one trigger hold for. The trigger is found where this is not 0."""
+
+    conditions: tuple[ConditionFinding, ...]
+    holding: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowFinding:
+    """What was found for one flow. ``problem`` says why a flow is undecided, and is empty otherwise."""
+
+    flow: str
+    verdict: Verdict
+    triggers: tuple[TriggerFinding, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchReport:
+    """The decision on one study, with its reasons. It holds no value of the study."""
+
+    instance_count: int
+    flows: tuple[FlowFinding, ...]
+
+    @property
+    def matched(self) -> tuple[str, ...]:
+        """Return the names of the flows that fire."""
+        return tuple(finding.flow for finding in self.flows if finding.verdict == "matched")
+
+    @property
+    def undecided(self) -> tuple[FlowFinding, ...]:
+        """Return the flows on which no decision could be reached."""
+        return tuple(finding for finding in self.flows if finding.verdict == "undecided")
+
+
+def match(fingerprint: Fingerprint, definitions: Iterable[FlowDefinition]) -> MatchReport:
+    """Return which of ``definitions`` fire on the study.
+
+    A flow fires if each of its triggers is found, and a trigger is found if some single instance meets all its
+    conditions. A condition is met if any value of the tag matches each plain pattern and no value matches any ``~``
+    pattern; an instance that lacks the tag meets ``~`` patterns only. A flow without triggers runs on request alone.
+    """
+    evidence = _Evidence(fingerprint)
+    findings = tuple(_flow(evidence, definition) for definition in definitions)
+    return MatchReport(instance_count=fingerprint.instance_count, flows=findings)
+
+
+def _flow(evidence: _Evidence, definition: FlowDefinition) -> FlowFinding:
+    if not definition.triggers:
+        return FlowFinding(flow=definition.name, verdict="on-request")
+    triggers: list[TriggerFinding] = []
+    for trigger in definition.triggers:
+        try:
+            triggers.append(_trigger(evidence, trigger))
+        except _TooSlowError as error:
+            return FlowFinding(flow=definition.name, verdict="undecided", triggers=tuple(triggers), problem=str(error))
+    found = all(trigger.holding for trigger in triggers)
+    return FlowFinding(flow=definition.name, verdict="matched" if found else "not-matched", triggers=tuple(triggers))
+
+
+def _trigger(evidence: _Evidence, trigger: Trigger) -> TriggerFinding:
+    together = evidence.every_instance
+    findings: list[ConditionFinding] = []
+    for condition in trigger.conditions:
+        rows = evidence.rows(condition)
+        together &= rows
+        findings.append(
+            ConditionFinding(
+                tag=condition.written,
+                patterns=tuple(pattern.written for pattern in condition.patterns),
+                holding=rows.bit_count(),
+                having=evidence.having(condition.tag),
+            )
+        )
+    return TriggerFinding(conditions=tuple(findings), holding=together.bit_count())
+
+
+class _TooSlowError(Exception):
+    """A pattern ran into its time limit; the message names the pattern."""
+
+
+class _Evidence:
+    """What holds for which instance: one byte an instance, 1 where it holds, all of them in one integer."""
+
+    def __init__(self, fingerprint: Fingerprint) -> None:
+        self._fingerprint = fingerprint
+        self._rows: dict[tuple[str, str, bool], int] = {}
+        self._having: dict[str, int] = {}
+        self.every_instance = _packed([_YES] * fingerprint.instance_count)
+
+    def having(self, tag: str) -> int:
+        count = self._having.get(tag)
+        if count is None:
+            column = self._fingerprint.columns.get(tag)
+            count = 0 if column is None else self._fingerprint.instance_count - column.index.count(-1)
+            self._having[tag] = count
+        return count
+
+    def rows(self, condition: Condition) -> int:
+        rows = self.every_instance
+        for pattern in condition.patterns:
+            rows &= self._rows_of(condition, pattern)
+        return rows
+
+    def _rows_of(self, condition: Condition, pattern: Pattern) -> int:
+        key = (condition.tag, pattern.text, pattern.negated)
+        rows = self._rows.get(key)
+        if rows is None:
+            rows = self._rows[key] = self._tested(condition, pattern)
+        return rows
+
+    def _tested(self, condition: Condition, pattern: Pattern) -> int:
+        column = self._fingerprint.columns.get(condition.tag)
+        if column is None:
+            return self.every_instance if pattern.negated else 0
+        holds: list[int] = []
+        for values in column.values:
+            try:
+                found = any(pattern.search(value) for value in values)
+            except PatternTimeoutError:
+                slow = f"{condition.written}: the pattern {pattern.text!r} did not come to an end in time; simplify it"
+                raise _TooSlowError(slow) from None
+            holds.append(_YES if found != pattern.negated else _NO)
+        # The last entry answers for index -1, the instances that lack the tag.
+        holds.append(_YES if pattern.negated else _NO)
+        return _packed([holds[place] for place in column.index])
+
+
+def _packed(rows: list[int]) -> int:
+    return int.from_bytes(bytes(rows), "little")

@@ -1,0 +1,64 @@
+"""Creates a flow run in Prefect, once, whatever crashes."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+
+from dicom_gateway.errors import TriggerRefusedError, TriggerUnavailableError
+from flows_engine.definition import naming
+from flows_engine.handoff.run_request import RunRequest
+
+# Answers that say "not now": time-out, too many requests, and what a starting or overloaded server gives.
+_PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
+
+
+class PrefectTrigger:
+    """A ``RunTrigger`` on a Prefect server. Prefect itself keeps the idempotency key with the run, in its database."""
+
+    def __init__(self, client: SyncPrefectClient | None = None) -> None:
+        self._client = client or get_client(sync_client=True)
+        self._deployment_ids: dict[str, UUID] = {}
+
+    def __enter__(self) -> Self:
+        self._client.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.__exit__(kind, error, trace)
+
+    def trigger(self, request: RunRequest, *, idempotency_key: str) -> str:
+        """Create the flow run that ``request`` describes, unless it is there already, and return its id."""
+        name = request.definition.name
+        try:
+            run = self._client.create_flow_run_from_deployment(
+                self._deployment_id(name),
+                name=f"{name} {request.study_id}",
+                parameters=request.model_dump(mode="json", exclude_none=True),
+                idempotency_key=idempotency_key,
+                tags=[naming.study_tag(request.study_id)],
+                work_queue_name=naming.work_queue(request.definition.priority),
+            )
+        except ObjectNotFound:
+            self._deployment_ids.pop(name, None)  # it may have been made anew, under another id
+            raise TriggerUnavailableError(f"Prefect has no deployment {naming.deployment(name)} yet") from None
+        except httpx.TransportError as error:
+            raise TriggerUnavailableError(f"Prefect does not answer ({type(error).__name__})") from None
+        except PrefectHTTPStatusError as error:
+            status = error.response.status_code
+            if status in _PASSING_STATUS:
+                raise TriggerUnavailableError(f"Prefect answers with HTTP status {status}") from None
+            raise TriggerRefusedError(f"Prefect refuses the run with HTTP status {status}") from None
+        return str(run.id)
+
+    def _deployment_id(self, name: str) -> UUID:
+        if name not in self._deployment_ids:
+            self._deployment_ids[name] = self._client.read_deployment_by_name(naming.deployment(name)).id
+        return self._deployment_ids[name]

@@ -1,0 +1,106 @@
+"""The one place where the gateway's parts are put together."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from dicom_gateway.data_dir_lock import DataDirLock
+from dicom_gateway.durable_files import PRIVATE_FOLDER
+from dicom_gateway.errors import StartError
+from dicom_gateway.handlers import Handlers
+from dicom_gateway.intake import Intake
+from dicom_gateway.interfaces import Definitions, RunTrigger
+from dicom_gateway.layout import Layout
+from dicom_gateway.ledger import Ledger
+from dicom_gateway.outbox import Outbox
+from dicom_gateway.receiver import Receiver, configure_pynetdicom_logging
+from dicom_gateway.spool import Spool
+from flows_engine.handoff.site_settings import SiteSettings
+from flows_engine.handoff.study_store import StudyStore
+
+LEDGER_NAME: Final = "ledger.sqlite"
+_GRACE_SECONDS: Final = 5.0
+
+
+class Gateway:
+    """A gateway that can be started and stopped once each."""
+
+    def __init__(self, *, lock: DataDirLock, receiver: Receiver, intake: Intake, ledger: Ledger) -> None:
+        self._lock = lock
+        self._receiver = receiver
+        self._intake = intake
+        self.ledger = ledger
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on. Only after ``start``."""
+        return self._receiver.port
+
+    def start(self) -> None:
+        """Carry on with what an earlier gateway left, then listen. Raises ``StartError``, and then nothing runs."""
+        self._intake.start()
+        try:
+            self._receiver.start()
+        except StartError:
+            self._close()
+            raise
+
+    def stop(self, *, grace_seconds: float = _GRACE_SECONDS) -> None:
+        """Take no more associations, let open ones end or end them, commit what they sent, and stop."""
+        self._receiver.stop(grace_seconds=grace_seconds)
+        self._close()
+
+    def _close(self) -> None:
+        self._intake.stop()
+        self.ledger.close()
+        self._lock.release()
+
+
+def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Definitions) -> Gateway:
+    """Return a gateway that has DATA_DIR to itself. Raises ``StartError`` with what to change."""
+    data_dir = settings.data_dir
+    layout = Layout(settings.tar_subdir)
+    spool_root, store_root = _make_folders(data_dir)
+    lock = DataDirLock(data_dir)
+    lock.acquire()
+    try:
+        ledger = open_ledger(data_dir)
+    except StartError:
+        lock.release()
+        raise
+    configure_pynetdicom_logging(settings.pynetdicom_log_level)
+    outbox = Outbox(ledger, trigger)
+    intake = Intake(
+        spool=Spool(spool_root, layout=layout),
+        store=StudyStore(store_root),
+        ledger=ledger,
+        outbox=outbox,
+        definitions=catalogue,
+        hold_incomplete=settings.incomplete == "hold",
+    )
+    receiver = Receiver(
+        Handlers(intake), ae_title=settings.ae_title, hostname=settings.ae_hostname, port=settings.ae_port
+    )
+    return Gateway(lock=lock, receiver=receiver, intake=intake, ledger=ledger)
+
+
+def open_ledger(data_dir: Path) -> Ledger:
+    """Return the ledger of a DATA_DIR; a gateway may have it open at the same time. Raises ``StartError``."""
+    path = data_dir / LEDGER_NAME
+    try:
+        return Ledger(path)
+    except sqlite3.Error as error:
+        raise StartError(f"DATA_DIR: {path} cannot be opened as the ledger: {error}") from error
+
+
+def _make_folders(data_dir: Path) -> tuple[Path, Path]:
+    spool_root, store_root = data_dir / "spool", data_dir / "studies"
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        for folder in (spool_root, store_root):
+            folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"DATA_DIR: {data_dir} cannot be used: {error.strerror}") from error
+    return spool_root, store_root

@@ -1,0 +1,82 @@
+"""Model + folders -> what a container runner is told: image, mounts, environment, GPU, limits. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from flows_engine.definition.schema import FlowDefinition
+from flows_engine.interfaces import BindMount, ContainerSpec
+from flows_engine.workspace import StepFolders
+
+RUN_LABEL: Final = "dicomflow.run"
+STUDY_LABEL: Final = "dicomflow.study"
+STEP_LABEL: Final = "dicomflow.step"
+INSTANCE_LABEL: Final = "dicomflow.instance"
+
+_PIDS_LIMIT: Final = 4096
+_LOG_CONFIG: Final[Mapping[str, object]] = {"type": "json-file", "config": {"max-size": "10m", "max-file": "2"}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Whose container it is: the ids that its name, labels and environment carry. All are opaque."""
+
+    run_id: str
+    study_id: str
+    instance_id: str
+    """Names the ``DATA_DIR``, so that two installations on one engine leave each other's containers alone."""
+
+
+def container_spec(
+    definition: FlowDefinition,
+    *,
+    step: int,
+    folders: StepFolders,
+    origin: Origin,
+    gpu_ids: Sequence[str] = (),
+    static_mounts: Sequence[BindMount] = (),
+) -> ContainerSpec:
+    """Return what runs model number ``step`` (counted from 0) of ``definition``.
+
+    The container sees its input read-only unless the model has ``input_writable`` (``folders.input`` is a copy then),
+    has no network unless the flow says ``network_disabled: false``, cannot gain privileges, and cannot fill the disk
+    with its log.
+    """
+    model = definition.models[step]
+    given = model.docker_kwargs
+    environment = {
+        **given.environment,
+        "DICOMFLOW_STUDY": origin.study_id,
+        "DICOMFLOW_RUN": origin.run_id,
+        "DICOMFLOW_FLOW": definition.name,
+        "DICOMFLOW_VERSION": definition.version,
+    }
+    return ContainerSpec(
+        name=f"dicomflow-{origin.run_id}-{step + 1}",
+        image=given.image,
+        mounts=(
+            BindMount(source=folders.input, target=model.input_dir, read_only=not model.input_writable),
+            BindMount(source=folders.output, target=model.output_dir, read_only=False),
+            *static_mounts,
+        ),
+        labels={
+            **given.labels,
+            RUN_LABEL: origin.run_id,
+            STUDY_LABEL: origin.study_id,
+            STEP_LABEL: str(step + 1),
+            INSTANCE_LABEL: origin.instance_id,
+        },
+        timeout_seconds=model.timeout,
+        pull=model.pull_before_exec,
+        network=not given.network_disabled,
+        gpu_ids=tuple(gpu_ids),
+        options={
+            "pids_limit": _PIDS_LIMIT,
+            "log_config": dict(_LOG_CONFIG),
+            **{key: value for key, value in given.create_options().items() if key != "labels"},
+            "environment": environment,
+            "security_opt": ["no-new-privileges"],
+        },
+    )

@@ -1,0 +1,233 @@
+"""YAML files -> definitions, or every problem in them with file, line, field, reason and way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from flows_engine.definition.docker_kwargs import REASONS_FOR_REFUSAL
+from flows_engine.definition.errors import DefinitionError, Problem
+from flows_engine.definition.schema import FlowDefinition
+
+_LARGEST_BYTES: Final = 1 << 20
+_MOST_NODES: Final = 100_000  # a few nested aliases can stand for billions of values
+_DEEPEST: Final = 50
+_NULLS: Final = {"", "~", "null", "Null", "NULL"}
+
+FieldPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedDefinition:
+    """A definition, where it came from, and what its author should know though nothing is wrong."""
+
+    definition: FlowDefinition
+    file: Path
+    warnings: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class YamlMapping:
+    """A YAML file whose top is a mapping. Every scalar is the text that stands there; an empty one is None."""
+
+    values: Mapping[str, Any]
+    lines: Mapping[FieldPath, int]
+
+
+def load_definition(path: Path) -> LoadedDefinition:
+    """Read one definition. Raises ``DefinitionError`` with all that is wrong in the file."""
+    document = read_yaml_mapping(path)
+    values = {"name": path.stem, **document.values}
+    try:
+        definition = FlowDefinition.model_validate(values)
+    except ValidationError as error:
+        errors = [details for details in error.errors(include_url=False) if not _follows_from_others(details, error)]
+        problems = [_problem(path, document.lines, details) for details in errors]
+        raise DefinitionError(tuple(dict.fromkeys(problems))) from None
+    return LoadedDefinition(definition=definition, file=path, warnings=tuple(_warnings(path, document)))
+
+
+def read_yaml_mapping(path: Path) -> YamlMapping:
+    """Read a YAML file whose top is a mapping. Raises ``DefinitionError`` where it is not one, or cannot be read."""
+    text = _text(path)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        # What was begun and never ended is reported at the end of the file; its beginning is what has to be mended.
+        mark = error.context_mark if "end of stream" in str(error.problem) else error.problem_mark
+        reason = " ".join(part for part in (error.context, error.problem) if part)
+        hint = "indent with spaces" if "'\\t'" in reason else "is a quote or a bracket not closed?"
+        raise _whole(path, f"is no YAML: {reason}", line=mark.line + 1 if mark else None, hint=hint) from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise _whole(path, f"is no YAML: {' '.join(str(error).split())[:200]}") from None
+    if node is None:
+        raise _whole(path, "is empty", hint="the smallest flow has the keys triggers, models and destinations")
+    if not isinstance(node, yaml.MappingNode):
+        raise _whole(path, "is not a mapping of keys to values", line=1, hint="begin lines with `key:`, not with a dash")
+    reading = _Reading(path)
+    values = reading.value(node, ())
+    if reading.problems:
+        raise DefinitionError(tuple(reading.problems))
+    return YamlMapping(values=MappingProxyType(values), lines=MappingProxyType(reading.lines))
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_BYTES + 1)
+    except OSError as error:
+        raise _whole(path, f"cannot be read: {error.strerror}") from None
+    if len(content) > _LARGEST_BYTES:
+        raise _whole(path, f"is larger than {_LARGEST_BYTES} bytes")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise _whole(path, "is not in UTF-8", line=line, hint="save it as UTF-8") from None
+
+
+class _Reading:
+    """Turns nodes into values, and remembers on which line each field stands."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._count = 0
+        self.lines: dict[FieldPath, int] = {}
+        self.problems: list[Problem] = []
+
+    def value(self, node: yaml.Node, field: FieldPath) -> Any:
+        self._count += 1
+        if self._count > _MOST_NODES or len(field) > _DEEPEST:
+            raise _whole(self._path, "holds too many values, or values nested too deep", line=node.start_mark.line + 1)
+        self.lines.setdefault(field, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, field)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*field, number)) for number, item in enumerate(node.value)]
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        return None if plain and node.value in _NULLS else node.value
+
+    def _mapping(self, node: yaml.MappingNode, field: FieldPath) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, item in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                self.problems.append(Problem(file=self._path, line=line, field=dotted(field), reason="a key is no text"))
+            elif key.value in values:
+                self.problems.append(
+                    Problem(file=self._path, line=line, field=dotted((*field, key.value)), reason="stands here twice")
+                )
+            else:
+                self.lines[*field, key.value] = line
+                values[key.value] = self.value(item, (*field, key.value))
+        return values
+
+
+def dotted(field: FieldPath) -> str:
+    """Return a field as people write it: ``models[0].docker_kwargs.image``."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in field)
+    return text.removeprefix(".")
+
+
+def _whole(path: Path, reason: str, *, line: int | None = None, hint: str = "") -> DefinitionError:
+    return DefinitionError((Problem(file=path, line=line, field="", reason=reason, hint=hint),))
+
+
+def _problem(path: Path, lines: Mapping[FieldPath, int], details: ErrorDetails) -> Problem:
+    field, line = _place(lines, details["loc"])
+    kind, key = details["type"], str(details["loc"][-1]) if details["loc"] else ""
+    if kind == "extra_forbidden":
+        reason, hint = _unknown_key(details["loc"], key)
+    elif kind == "missing":
+        reason, hint = "is missing", _MISSING.get(key, "")
+    elif kind == "value_error":
+        reason, hint = str(details["ctx"]["error"]), ""
+    else:
+        reason, hint = _plain(details), ""
+    return Problem(file=path, line=line, field=dotted(field), reason=reason, hint=hint)
+
+
+def _follows_from_others(details: ErrorDetails, error: ValidationError) -> bool:
+    """Tell whether a list is called too short only because its items are wrong, each of which has its own problem."""
+    location = details["loc"]
+    return details["type"] == "too_short" and any(
+        other["loc"][: len(location)] == location and len(other["loc"]) > len(location) for other in error.errors()
+    )
+
+
+_MISSING: Final = {
+    "triggers": "write `triggers: []` for a flow that runs only when asked for",
+    "models": "name at least one container, like `- docker_kwargs: {image: hello-world}`",
+    "docker_kwargs": "write at least `docker_kwargs: {image: …}`",
+    "image": "name the Docker image to run",
+}
+
+
+def _place(lines: Mapping[FieldPath, int], location: tuple[int | str, ...]) -> tuple[FieldPath, int | None]:
+    """Return the field that an error means, and its line or that of the nearest part around it.
+
+    pydantic puts names of its own into a location, such as the members of a union: they are no keys of the file, and
+    left out unless they come last, where a key may be meant that is not there.
+    """
+    field: FieldPath = ()
+    for number, part in enumerate(location):
+        if (*field, part) in lines or number == len(location) - 1:
+            field = (*field, part)
+        elif part == 0:
+            continue  # the one item of a list that was written without the list
+    if len(field) > 1 and field not in lines and not isinstance(field[-1], int) and field[-1] in {"str", "bool"}:
+        field = field[:-1]
+    for length in range(len(field), -1, -1):
+        if field[:length] in lines:
+            return field, lines[field[:length]]
+    return field, None
+
+
+def _unknown_key(location: tuple[int | str, ...], key: str) -> tuple[str, str]:
+    if "docker_kwargs" in location and key in REASONS_FOR_REFUSAL:
+        return "is not allowed", REASONS_FOR_REFUSAL[key]
+    known = _known_keys(FlowDefinition, location[:-1])
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return "is no known key", f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+
+
+def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            model = next(iter(_models_in(field.annotation)), model)
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _plain(details: ErrorDetails) -> str:
+    message = details["msg"][:1].lower() + details["msg"][1:]
+    given = details["input"]
+    return f"{message}; it says {given!r}" if isinstance(given, str | int | float | bool) else message
+
+
+def _warnings(path: Path, document: YamlMapping) -> Iterator[Problem]:
+    models = document.values["models"]
+    for number, model in enumerate(models if isinstance(models, list) else [models]):
+        for key in ("static_mount", "static_mounts"):
+            mounts = model.get(key) or []
+            for mount in [mounts] if isinstance(mounts, str) else mounts:
+                if isinstance(mount, str) and mount.endswith(":ro"):
+                    field: FieldPath = ("models", number, key) if isinstance(models, list) else ("models", key)
+                    yield Problem(file=path, line=document.lines.get(field), field=dotted(field),
+                                  reason=f"{mount!r} ends with :ro, which means nothing: static mounts are read-only",
+                                  hint="leave it out")

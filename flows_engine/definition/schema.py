@@ -1,0 +1,187 @@
+"""A flow definition as a value: frozen, typed, and only ever valid.
+
+The YAML reader hands over every scalar as the text its author wrote (``version: 1.10`` stays ``1.10``), and Prefect hands
+back JSON with numbers and booleans; both become the same values here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from flows_engine.definition import naming
+from flows_engine.definition.docker_kwargs import DockerKwargs
+from flows_engine.definition.leniency import Text, as_list, boolean_or_text
+from flows_engine.definition.trigger import Trigger
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class _Part(BaseModel):
+    """A part of a definition: cannot be changed, and says no to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StaticMount(_Part):
+    """A folder or archive of ``STATIC_DIR`` that a model sees, read-only, at ``target``. Written ``source:target``."""
+
+    source: str
+    target: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        source, separator, target = value.removesuffix(":ro").partition(":")
+        if not separator:
+            raise ValueError("is no static mount; write SOURCE:/place/in/the/container")
+        return {"source": source.strip(), "target": target.strip()}
+
+    @model_serializer
+    def _to_text(self) -> str:
+        return f"{self.source}:{self.target}"
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"type": "string", "title": "StaticMount", "description": "SOURCE:/place, SOURCE being below STATIC_DIR."}
+
+    @field_validator("source")
+    @classmethod
+    def _inside_static_dir(cls, source: str) -> str:
+        path = PurePosixPath(source)
+        if not source or path.is_absolute() or ".." in path.parts or not path.parts:
+            raise ValueError("the source has to lie inside STATIC_DIR; write its path from there")
+        return str(path)
+
+    @field_validator("target")
+    @classmethod
+    def _place(cls, target: str) -> str:
+        return container_folder(target)
+
+
+def container_folder(written: str) -> str:
+    """Return a folder of a container in its shortest form. Raises ``ValueError`` where nothing may be mounted."""
+    path = PurePosixPath(written)
+    if not path.is_absolute() or ".." in path.parts or "\0" in written:
+        raise ValueError("is no absolute path without `..`, like /input")
+    if path.parts[1:2] in ((), ("proc",), ("sys",), ("dev",)) or "docker.sock" in path.name:
+        raise ValueError(f"nothing can be mounted at {path}")
+    return "/" + "/".join(path.parts[1:])
+
+
+class Model(_Part):
+    """One container of a flow: it reads ``input_dir`` and writes ``output_dir``. ``timeout`` is in seconds of run time."""
+
+    docker_kwargs: DockerKwargs
+    gpu: Annotated[bool | str, BeforeValidator(boolean_or_text)] = False
+    input_dir: str = "/input"
+    output_dir: str = "/output"
+    input_writable: bool = False
+    pull_before_exec: bool = True
+    timeout: float = Field(default=1800, gt=0, allow_inf_nan=False)
+    static_mounts: Annotated[tuple[StaticMount, ...], BeforeValidator(as_list)] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_static_mount(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "static_mount" not in value:
+            return value
+        if "static_mounts" in value:
+            raise ValueError("static_mount and static_mounts are the same; keep one of them")
+        return {("static_mounts" if key == "static_mount" else key): item for key, item in value.items()}
+
+    @field_validator("input_dir", "output_dir")
+    @classmethod
+    def _folder(cls, folder: str) -> str:
+        return container_folder(folder)
+
+    @field_validator("gpu")
+    @classmethod
+    def _kind_of_gpu(cls, gpu: bool | str) -> bool | str:
+        if isinstance(gpu, str) and not gpu.replace("-", "").replace("_", "").isalnum():
+            raise ValueError("is true, false, or a kind of GPU made of letters and digits, like a100")
+        return gpu
+
+    @model_validator(mode="after")
+    def _places_apart(self) -> Self:
+        places = [PurePosixPath(self.input_dir), PurePosixPath(self.output_dir)]
+        places += {PurePosixPath(mount.target) for mount in self.static_mounts}
+        for number, place in enumerate(places):
+            for other in places[number + 1 :]:
+                if place.is_relative_to(other) or other.is_relative_to(place):
+                    raise ValueError(f"{place} and {other} lie in each other; give each folder a place of its own")
+        return self
+
+
+class Node(_Part):
+    """A DICOM application entity that results are sent to."""
+
+    host: Text = Field(min_length=1, pattern=r"^[^\s/]+$")
+    port: Port
+    ae_title: Text
+
+    @field_validator("ae_title")
+    @classmethod
+    def _application_entity(cls, title: str) -> str:
+        """Check the AE value representation (PS3.5 table 6.2-1)."""
+        stripped = title.strip(" ")
+        printable = stripped.isascii() and stripped.isprintable() and "\\" not in stripped
+        if not 1 <= len(stripped) <= 16 or not printable:
+            raise ValueError("is no AE title: 1 to 16 ASCII characters, without a backslash")
+        return stripped
+
+
+class FlowDefinition(_Part):
+    """What should run on which study, and where the results go."""
+
+    name: Text = Field(min_length=1, max_length=200)
+    version: Text = ""
+    priority: int = Field(default=0, ge=0, le=5)
+    triggers: Annotated[tuple[Trigger, ...], BeforeValidator(as_list)]
+    models: Annotated[tuple[Model, ...], BeforeValidator(as_list)] = Field(min_length=1)
+    destinations: Annotated[tuple[Node, ...], BeforeValidator(as_list)] = ()
+    return_to_sender_on_port: Annotated[tuple[Port, ...], BeforeValidator(as_list)] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _name_that_prefect_takes(cls, name: str) -> str:
+        stripped = name.strip()
+        if not stripped or not stripped.isprintable() or any(character in "/%&<>" for character in stripped):
+            raise ValueError("is no name for a flow: it needs a character, and none of / % & < >")
+        return stripped
+
+    @field_validator("models")
+    @classmethod
+    def _one_kind_of_gpu(cls, models: tuple[Model, ...]) -> tuple[Model, ...]:
+        kinds = sorted({model.gpu for model in models if isinstance(model.gpu, str)})
+        if len(kinds) > 1:
+            raise ValueError(f"name different kinds of GPU ({', '.join(kinds)}); one worker runs all models of a flow")
+        return models
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of what the definition says, in hexadecimal: another definition has another digest."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def work_pool(self) -> str:
+        """The Prefect work pool whose workers can run all models."""
+        return naming.work_pool(tuple(model.gpu for model in self.models))

@@ -1,0 +1,148 @@
+"""A trigger: the conditions on DICOM tags that must hold together in a single instance."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from functools import lru_cache
+from typing import Any, Final
+
+import regex
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_serializer, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from pydicom._dicom_dict import DicomDictionary
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+
+from flows_engine.definition.errors import PatternTimeoutError
+from flows_engine.definition.leniency import as_list, as_text
+
+_SECONDS_PER_VALUE: Final = 1.0
+_NUMBERED_TAG: Final = re.compile(r"\(?([0-9A-Fa-f]{4})[,]?\s*([0-9A-Fa-f]{4})\)?")
+# What has no text to search in (PS3.5 6.2).
+_WITHOUT_TEXT: Final = {"SQ", "OB", "OW", "OD", "OF", "OL", "OV", "UN"}
+
+
+@lru_cache(maxsize=4096)
+def _compiled(text: str) -> regex.Pattern[str]:
+    return regex.compile(text)
+
+
+class Pattern(BaseModel):
+    """A regular expression that is searched anywhere in a value, or, ``negated``, must be found nowhere."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    negated: bool = False
+
+    @property
+    def written(self) -> str:
+        """The pattern as its author wrote it."""
+        return f"~{self.text}" if self.negated else self.text
+
+    @classmethod
+    def parse(cls, written: str) -> Pattern:
+        """Return the pattern that an author wrote. Raises ``ValueError`` with the reason."""
+        negated = written.startswith("~")
+        text = written.removeprefix("~") if negated else written
+        if not text:
+            raise ValueError('a pattern is empty; write ".*" for any value')
+        try:
+            _compiled(text)
+        except regex.error as error:
+            raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+        return cls(text=text, negated=negated)
+
+    def search(self, value: str) -> bool:
+        """Say whether the expression, negated or not, is found in ``value``. Raises ``PatternTimeoutError``."""
+        try:
+            return _compiled(self.text).search(value, timeout=_SECONDS_PER_VALUE) is not None
+        except TimeoutError:
+            raise PatternTimeoutError(f"the pattern {self.text!r} takes too long to match; write it more simply") from None
+
+
+class Condition(BaseModel):
+    """What must hold for one tag. ``tag`` is ``GGGGEEEE`` in upper case; ``written`` is how its author wrote it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tag: str
+    written: str
+    patterns: tuple[Pattern, ...]
+
+
+class Trigger(BaseModel):
+    """Conditions that must all hold in the same instance. Written, and dumped, as a mapping of tag to patterns."""
+
+    model_config = ConfigDict(frozen=True)
+
+    conditions: tuple[Condition, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_mapping(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError("a trigger is a mapping of DICOM tags to patterns, like {Modality: CT}")
+        if set(value) == {"conditions"} and isinstance(value["conditions"], tuple):
+            return value
+        if not value:
+            raise ValueError('the trigger is empty and would fire on everything; say so with {SOPClassUID: ".*"}')
+        conditions = [_condition(str(written), patterns) for written, patterns in value.items()]
+        seen: dict[str, str] = {}
+        for condition in conditions:
+            if condition.tag in seen:
+                raise ValueError(f"{seen[condition.tag]} and {condition.written} are the same tag; make them one list")
+            seen[condition.tag] = condition.written
+        return {"conditions": tuple(conditions)}
+
+    @model_serializer
+    def _to_mapping(self) -> dict[str, list[str]]:
+        return {item.written: [pattern.written for pattern in item.patterns] for item in self.conditions}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        pattern = {"type": ["string", "number", "boolean"]}
+        return {
+            "type": "object",
+            "title": "Trigger",
+            "description": "DICOM tag (keyword, GGGGEEEE or (gggg,eeee)): pattern, or list of patterns that must all hold. "
+            "A pattern is a regular expression, searched anywhere in the value; ~ in front: must not match.",
+            "minProperties": 1,
+            "additionalProperties": {"anyOf": [pattern, {"type": "array", "minItems": 1, "items": pattern}]},
+        }
+
+
+def _condition(written: str, patterns: Any) -> Condition:
+    tag = parse_tag(written)
+    texts = [as_text(pattern) for pattern in as_list(patterns)]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{written} needs a pattern, or a list of patterns")
+    try:
+        return Condition(tag=tag, written=written, patterns=tuple(Pattern.parse(text) for text in texts))
+    except ValueError as error:
+        raise ValueError(f"{written}: {error}") from None
+
+
+def parse_tag(written: str) -> str:
+    """Return a tag given as keyword, ``GGGGEEEE`` or ``(gggg,eeee)`` as ``GGGGEEEE``. Raises ``ValueError``."""
+    numbered = _NUMBERED_TAG.fullmatch(written.strip())
+    if numbered:
+        number = int("".join(numbered.groups()), 16)
+    else:
+        known = tag_for_keyword(written.strip())
+        if known is None:
+            raise ValueError(f"{written!r} is no DICOM keyword{_suggestion(written)}")
+        number = known
+    try:
+        representation = dictionary_VR(number)
+    except KeyError:
+        representation = ""  # a private tag: what it holds is known when it comes
+    if _WITHOUT_TEXT.intersection(representation.split(" or ")):
+        raise ValueError(f"{written} is of type {representation}, which has no text to match")
+    return f"{number:08X}"
+
+
+def _suggestion(written: str) -> str:
+    close = difflib.get_close_matches(written, (entry[4] for entry in DicomDictionary.values()), n=1)
+    return f"; did you mean {close[0]}?" if close else ", and no tag like GGGGEEEE or (gggg,eeee) either"

@@ -1,0 +1,1 @@
+"""Where results can be sent: one file a kind."""

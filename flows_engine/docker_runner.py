@@ -1,0 +1,305 @@
+"""ContainerRunner on a Docker engine; the only importer of docker."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.types import DeviceRequest, LogConfig, Mount
+
+from flows_engine.errors import (
+    ContainerRefusedError,
+    EngineUnavailableError,
+    ImageUnavailableError,
+    ModelTimedOutError,
+)
+from flows_engine.host_paths import HostPaths
+from flows_engine.interfaces import BindMount, ContainerResult, ContainerSpec
+from flows_engine.log_lines import LogLines
+from flows_engine.registry_silence import RegistrySilence
+
+DEFAULT_ENGINE_URL: Final = "unix:///var/run/docker.sock"
+
+_ENGINE_TIMEOUT_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 5
+_REMOVAL_SECONDS: Final = 30.0
+# A registry that cannot be reached usually says so at once; where a name server or a firewall swallows packets the
+# engine takes 15 to 60 seconds to give up, for every container.
+_FIRST_WORD_SECONDS: Final = 60.0
+_FIRST_WORD_SECONDS_IF_PRESENT: Final = 8.0
+_PULL_SILENCE_SECONDS: Final = 300.0
+_QUEUED_CHUNKS: Final = 256
+
+_UNREACHABLE: Final = (requests.exceptions.ConnectionError, requests.exceptions.Timeout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DockerRunner:
+    """Runs containers on the engine at ``engine_url``; its folders must be this host's (see ``host_paths``)."""
+
+    silence: RegistrySilence
+    engine_url: str = DEFAULT_ENGINE_URL
+
+    def run(
+        self, spec: ContainerSpec, *, on_line: Callable[[str], None], on_notice: Callable[[str], None]
+    ) -> ContainerResult:
+        """Run a container and return how it ended; see ``ContainerRunner`` for what is promised."""
+        with self._engine() as client:
+            image_digest = self._image(client, spec, on_notice)
+            self._remove(spec.name)
+            try:
+                with _refusals(spec.image):
+                    self._create(client, spec)
+                    return self._follow(client, spec, image_digest=image_digest, on_line=on_line)
+            except ModelTimedOutError:
+                raise
+            except BaseException:
+                # A cancelled run arrives here as an exception that a signal handler raised: the model may end properly.
+                self._stop(spec.name)
+                raise
+            finally:
+                self._remove(spec.name)
+
+    def remove_all(self, *, label: str, value: str) -> int:
+        """Kill and remove every container that carries ``label=value``; return how many there were."""
+        with self._engine() as client:
+            found = client.api.containers(all=True, filters={"label": f"{label}={value}"})
+        for container in found:
+            self._remove(container["Id"])
+        return len(found)
+
+    @contextmanager
+    def _engine(self) -> Iterator[docker.DockerClient]:
+        try:
+            client = docker.DockerClient(base_url=self.engine_url, version="auto", timeout=_ENGINE_TIMEOUT_SECONDS)
+        except (DockerException, *_UNREACHABLE) as error:
+            raise self._unavailable(error) from error
+        try:
+            yield client
+        except _UNREACHABLE as error:
+            raise self._unavailable(error) from error
+        finally:
+            client.close()
+
+    def _unavailable(self, error: Exception) -> EngineUnavailableError:
+        if "Permission denied" in str(error):
+            return EngineUnavailableError(
+                f"no permission to use the Docker engine at {self.engine_url}: add this worker's user to the group"
+                " docker (usermod -aG docker <user>) and log in again"
+            )
+        return EngineUnavailableError(
+            f"no Docker engine answers at {self.engine_url}: start it (systemctl start docker) or set DOCKER_HOST"
+        )
+
+    def _image(self, client: docker.DockerClient, spec: ContainerSpec, on_notice: Callable[[str], None]) -> str:
+        present = _digest(client, spec.image)
+        if not spec.pull:
+            if present is None:
+                raise ImageUnavailableError(
+                    f"image {spec.image} is not in the engine and pull_before_exec is false:"
+                    " docker pull or docker load it"
+                )
+            return present
+        reason = self._pull(spec, is_present=present is not None)
+        if reason is None:
+            present = _digest(client, spec.image)
+        elif present is not None:
+            on_notice(f"image {spec.image} could not be pulled; the one in the engine is used: {reason}")
+        if present is None:
+            raise ImageUnavailableError(
+                f"image {spec.image} is not in the engine and cannot be pulled:"
+                f" {reason or 'the registry has no such image'}"
+            )
+        return present
+
+    def _pull(self, spec: ContainerSpec, *, is_present: bool) -> str | None:
+        """Pull the image; return None, or in a few words why it could not be."""
+        if is_present and self.silence.is_silent(spec.image):
+            return "its registry did not answer a short while ago"
+        events: queue.Queue[dict[str, Any] | Exception | None] = queue.Queue()
+        platform = spec.options.get("platform")
+        # A thread, because the engine says nothing, not even a header, until the registry has answered.
+        threading.Thread(target=self._pull_events, args=(spec.image, platform, events), daemon=True).start()
+        patience_seconds = _FIRST_WORD_SECONDS_IF_PRESENT if is_present else _FIRST_WORD_SECONDS
+        while True:
+            try:
+                event = events.get(timeout=patience_seconds)
+            except queue.Empty:
+                self.silence.remember(spec.image)
+                return f"its registry did not answer within {patience_seconds:g} seconds"
+            if event is None:
+                return None
+            if isinstance(event, Exception):
+                return _one_line(getattr(event, "explanation", None) or event)
+            if "error" in event:
+                return _one_line(event["error"])
+            patience_seconds = _PULL_SILENCE_SECONDS
+
+    def _pull_events(
+        self, image: str, platform: object, events: queue.Queue[dict[str, Any] | Exception | None]
+    ) -> None:
+        try:
+            with self._engine() as client:
+                for event in client.api.pull(image, stream=True, decode=True, platform=platform):
+                    events.put(event)
+        except Exception as error:  # noqa: BLE001 - the outer edge of a thread: whoever waits has to be told
+            events.put(error)
+        else:
+            events.put(None)
+
+    def _create(self, client: docker.DockerClient, spec: ContainerSpec) -> None:
+        paths = HostPaths(engine_url=self.engine_url)
+        options = dict(spec.options)
+        log_config = options.pop("log_config", None)
+        if isinstance(log_config, dict):
+            options["log_config"] = LogConfig(**log_config)
+        if not spec.network:
+            options["network_mode"] = "none"
+        if spec.gpu_ids:
+            options["device_requests"] = [DeviceRequest(device_ids=list(spec.gpu_ids), capabilities=[["gpu"]])]
+        client.containers.create(
+            spec.image,
+            name=spec.name,
+            labels=spec.labels,
+            mounts=[_mount(mount, paths) for mount in spec.mounts],
+            **options,
+        )
+
+    def _follow(
+        self,
+        client: docker.DockerClient,
+        spec: ContainerSpec,
+        *,
+        image_digest: str,
+        on_line: Callable[[str], None],
+    ) -> ContainerResult:
+        # Attached before the start: not a line of a short-lived container is lost, whatever the log driver keeps.
+        stream = client.api.attach(spec.name, stdout=True, stderr=True, stream=True)
+        chunks: queue.Queue[bytes | None] = queue.Queue(maxsize=_QUEUED_CHUNKS)
+        abandoned = threading.Event()
+        reader = threading.Thread(target=_read, args=(stream, chunks, abandoned), daemon=True)
+        reader.start()
+        try:
+            started_at, clock = time.time(), time.monotonic()
+            client.api.start(spec.name)
+            deadline = clock + spec.timeout_seconds
+            log = LogLines()
+            while (chunk := _next(chunks, deadline, spec)) is not None:
+                for line in log.feed(chunk):
+                    on_line(line)
+            exit_code = _exit_code(client, spec, deadline)
+            duration_seconds = time.monotonic() - clock
+            for line in log.end():
+                on_line(line)
+        finally:
+            abandoned.set()
+        return ContainerResult(
+            exit_code=exit_code,
+            image_digest=image_digest,
+            started_at=started_at,
+            duration_seconds=duration_seconds,
+            log_tail=log.tail,
+        )
+
+    def _stop(self, name: str) -> None:
+        with self._engine() as client, suppress(NotFound, APIError):
+            client.api.stop(name, timeout=_STOP_SECONDS)
+
+    def _remove(self, name: str) -> None:
+        with self._engine() as client:
+            try:
+                client.api.remove_container(name, force=True, v=True)
+            except NotFound:
+                return
+            except APIError as error:
+                if error.status_code != HTTPStatus.CONFLICT:
+                    raise ContainerRefusedError(f"container {name} cannot be removed: {_explanation(error)}") from error
+                # Somebody else is removing it.
+                with suppress(NotFound):
+                    client.api.wait(name, timeout=_REMOVAL_SECONDS, condition="removed")
+
+
+def engine_url() -> str:
+    """Return where the Docker engine of this environment listens: ``DOCKER_HOST``, or the local socket."""
+    return os.environ.get("DOCKER_HOST") or DEFAULT_ENGINE_URL
+
+
+def _mount(mount: BindMount, paths: HostPaths) -> Mount:
+    return Mount(target=mount.target, source=str(paths.of(mount.source)), type="bind", read_only=mount.read_only)
+
+
+def _digest(client: docker.DockerClient, image: str) -> str | None:
+    """Return what names the image for good: its digest in a registry, else its id; None where it is missing."""
+    try:
+        found = client.api.inspect_image(image)
+    except ImageNotFound:
+        return None
+    except APIError as error:
+        raise ImageUnavailableError(f"image {image} cannot be looked up: {_explanation(error)}") from error
+    return str(next(iter(found.get("RepoDigests") or ()), found["Id"]))
+
+
+def _read(stream: Iterator[bytes], chunks: queue.Queue[bytes | None], abandoned: threading.Event) -> None:
+    # The end of the stream looks like an error where the engine goes away; how the container ended is asked afterwards.
+    with suppress(OSError, DockerException):
+        for chunk in stream:
+            if not _put(chunks, chunk, abandoned):
+                return
+    _put(chunks, None, abandoned)
+
+
+def _put(chunks: queue.Queue[bytes | None], chunk: bytes | None, abandoned: threading.Event) -> bool:
+    while not abandoned.is_set():
+        with suppress(queue.Full):
+            chunks.put(chunk, timeout=0.5)
+            return True
+    return False
+
+
+def _next(chunks: queue.Queue[bytes | None], deadline: float, spec: ContainerSpec) -> bytes | None:
+    remaining_seconds = deadline - time.monotonic()
+    if remaining_seconds > 0:
+        with suppress(queue.Empty):
+            return chunks.get(timeout=remaining_seconds)
+    raise _timed_out(spec)
+
+
+def _exit_code(client: docker.DockerClient, spec: ContainerSpec, deadline: float) -> int:
+    try:
+        return int(client.api.wait(spec.name, timeout=max(0.1, deadline - time.monotonic()))["StatusCode"])
+    except _UNREACHABLE as error:
+        if time.monotonic() >= deadline:
+            raise _timed_out(spec) from error
+        raise
+
+
+def _timed_out(spec: ContainerSpec) -> ModelTimedOutError:
+    return ModelTimedOutError(f"it ran longer than its timeout of {spec.timeout_seconds:g} seconds and was killed")
+
+
+@contextmanager
+def _refusals(image: str) -> Iterator[None]:
+    try:
+        yield
+    except ImageNotFound as error:
+        raise ImageUnavailableError(f"image {image} was removed from the engine a moment ago") from error
+    except APIError as error:
+        raise ContainerRefusedError(f"the Docker engine refuses it: {_explanation(error)}") from error
+
+
+def _explanation(error: APIError) -> str:
+    return _one_line(error.explanation or error)
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())[:400]

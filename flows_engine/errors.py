@@ -1,0 +1,82 @@
+"""Why a flow run cannot go on, named by what happens next.
+
+    EngineError
+      ├─ RetryableError                 the same again may well work
+      │    ├─ EngineUnavailableError      no Docker engine answers, or it went away
+      │    ├─ GpuUnavailableError         no GPU of this host became free in time
+      │    └─ DestinationUnavailableError the receiver cannot be reached, or went away
+      └─ FinalError                     the same again fails the same way; a person has to change something
+           ├─ ImageUnavailableError       neither in the engine nor to be pulled
+           ├─ ContainerRefusedError       the engine will not create or start it as it is defined
+           ├─ ModelFailedError            it ended with an exit code that is not 0
+           ├─ ModelTimedOutError          it ran longer than its timeout
+           ├─ NothingToSendError          the flow has destinations, its last model left no instance
+           ├─ DeliveryRefusedError        the receiver answered, and does not want some instances
+           ├─ HostPathError               a folder of ours has no known place on the engine's host
+           ├─ StaticMountError            a static mount cannot be had from STATIC_DIR
+           └─ WorkspaceError              the folders of a run cannot be made, read or removed
+
+Every message is one line, and names no patient.
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """A flow run cannot go on."""
+
+
+class RetryableError(EngineError):
+    """The same again may well work."""
+
+
+class EngineUnavailableError(RetryableError):
+    """No Docker engine answers, or it went away."""
+
+
+class GpuUnavailableError(RetryableError):
+    """No GPU of this host became free in time."""
+
+
+class DestinationUnavailableError(RetryableError):
+    """The receiver cannot be reached, rejected the association, or went away."""
+
+
+class FinalError(EngineError):
+    """The same again fails the same way."""
+
+
+class ImageUnavailableError(FinalError):
+    """The image is neither in the engine nor to be pulled."""
+
+
+class ContainerRefusedError(FinalError):
+    """The engine will not create or start the container as it is defined."""
+
+
+class ModelFailedError(FinalError):
+    """A model ended with an exit code that is not 0."""
+
+
+class ModelTimedOutError(FinalError):
+    """A model ran longer than its timeout, and was killed."""
+
+
+class NothingToSendError(FinalError):
+    """The flow has destinations, and its last model left no instance."""
+
+
+class DeliveryRefusedError(FinalError):
+    """The receiver answered, and does not want some instances."""
+
+
+class HostPathError(FinalError):
+    """A folder of ours has no known place on the engine's host."""
+
+
+class StaticMountError(FinalError):
+    """A static mount cannot be had from ``STATIC_DIR``."""
+
+
+class WorkspaceError(FinalError):
+    """The folders of a run cannot be made, read or removed."""

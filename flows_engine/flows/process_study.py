@@ -1,0 +1,88 @@
+"""The flow that takes one study through one definition. It reads as a recipe; the work is done in the engine."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from typing import Any
+
+import prefect
+from prefect import Flow, State, get_run_logger, runtime
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Completed, Failed
+
+from flows_engine.definition.naming import FLOW_NAME, Reason
+from flows_engine.definition.schema import FlowDefinition, Node
+from flows_engine.errors import EngineError
+from flows_engine.flows.run_state import announce
+from flows_engine.handoff.run_request import Sender
+from flows_engine.handoff.site_settings import load_site_settings
+from flows_engine.run_step import StepResult
+from flows_engine.tasks.run_model import run_model
+from flows_engine.tasks.send_results import send_results
+from flows_engine.wiring import site_engine
+
+
+def remove_containers(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001
+    """Remove what is left of a run's containers. The worker calls this where the run's own process no longer can."""
+    site_engine().remove_containers(run_id=str(flow_run.id))
+
+
+@prefect.flow(name=FLOW_NAME, on_crashed=[remove_containers], on_cancellation=[remove_containers])
+def process_study(
+    study_id: str,
+    study_uri: str,  # noqa: ARG001 - for workers that do not share the gateway's disk
+    sender: Sender,
+    received_at: datetime,  # noqa: ARG001 - shown with the run
+    definition: FlowDefinition,
+    reason: Reason = "received",  # noqa: ARG001 - shown with the run
+) -> State[Any]:
+    """Run the models of a definition on a received study, and send what the last one leaves to every destination.
+
+    The parameters are those of a ``RunRequest``. The state that is returned has one line for a person.
+    """
+    run_id = str(runtime.flow_run.id)
+    try:
+        last = _run_models(definition, run_id=run_id, study_id=study_id)
+        announce("Finished")
+        sent = _send(definition, last, sender=sender, run_id=run_id)
+    except EngineError as error:
+        get_run_logger().error("%s", error)
+        return Failed(message=str(error))
+    return Completed(message=f"{len(definition.models)} models run, {sent}")
+
+
+def _run_models(definition: FlowDefinition, *, run_id: str, study_id: str) -> StepResult:
+    results = [
+        run_model.with_options(task_run_name=f"model {step + 1} ({model.docker_kwargs.image})")(
+            definition, step=step, run_id=run_id, study_id=study_id
+        )
+        for step, model in enumerate(definition.models)
+    ]
+    return results[-1]
+
+
+def _send(definition: FlowDefinition, last: StepResult, *, sender: Sender, run_id: str) -> str:
+    """Send to all destinations side by side: one that is down delays none of the others."""
+    back = [Node(host=sender.host, port=port, ae_title=sender.ae_title) for port in definition.return_to_sender_on_port]
+    nodes = [*definition.destinations, *back]
+    if not nodes:
+        return "nothing to be sent"
+    announce("Sending")
+    delays = load_site_settings(os.environ).settings.send_retry_delays_seconds
+    futures = [
+        send_results.with_options(
+            task_run_name=f"send to {node.ae_title} at {node.host}:{node.port}",
+            retries=len(delays),
+            retry_delay_seconds=list(delays),
+        ).submit(last.output_dir, node=node, number=number, run_id=run_id)
+        for number, node in enumerate(nodes)
+    ]
+    outcomes = [future.result(raise_on_failure=False) for future in futures]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    unforeseen = [failure for failure in failures if not isinstance(failure, EngineError)]
+    if unforeseen:
+        raise unforeseen[0]
+    if failures:
+        raise EngineError("; ".join(map(str, failures)))
+    return "; ".join(f"{outcome.file_count} instances confirmed by {outcome.destination}" for outcome in outcomes)

@@ -1,0 +1,107 @@
+"""The studies on disk: where each lies, and what is known of it.
+
+Layout, below ``DATA_DIR`` (one file system, so that a rename is atomic)::
+
+    studies/<study_id>/input/…      the instances; never changed once the study is here
+    studies/<study_id>/study.json   StudyRecord
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from flows_engine.handoff.run_request import Sender
+
+RECORD_NAME: Final = "study.json"
+INPUT_NAME: Final = "input"
+_STUDY_ID: Final = re.compile(r"[0-9a-f-]{8,64}\Z")
+
+
+class TagColumn(BaseModel):
+    """One tag over all instances of a study: each distinct (multi-)value once, and which instance has which.
+
+    ``values[index[i]]`` is the value list of instance ``i``; -1 means that the instance lacks the tag.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    values: tuple[tuple[str, ...], ...]
+    index: tuple[int, ...]
+
+
+class Fingerprint(BaseModel):
+    """The searchable header of every instance of a study, column by column.
+
+    Keys are tags as ``GGGGEEEE`` in upper-case hexadecimal. ``instance_count`` is the length of every ``index``.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    instance_count: int
+    columns: dict[str, TagColumn]
+
+
+class StudyRecord(BaseModel):
+    """What ``study.json`` says. It holds patient data and never leaves the disk of the site."""
+
+    model_config = ConfigDict(frozen=True)
+
+    study_id: str
+    sender: Sender
+    called_ae_title: str
+    received_at: datetime
+    complete: bool
+    """False where the association ended other than by a release: instances may be missing."""
+    instance_count: int
+    duplicate_count: int
+    conflict_count: int
+    size_bytes: int
+    fingerprint: Fingerprint
+
+
+class StudyNotFoundError(LookupError):
+    """No such study is in the store: it never was, or its files are gone."""
+
+
+class StudyStore:
+    """The folder ``DATA_DIR/studies``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, study_id: str) -> Path:
+        """Return where a study lies, whether or not it is there; ``StudyNotFoundError`` for what is no study id."""
+        if not _STUDY_ID.match(study_id):
+            raise StudyNotFoundError(
+                f"{study_id!r} is not a study id; it looks like 0193e4c2-7a54-7cc3-98c4-dc0c0c07398f"
+            )
+        return self.root / study_id
+
+    def study_ids(self) -> Iterator[str]:
+        """Yield the id of every study in the store, oldest first."""
+        if self.root.is_dir():
+            yield from sorted(entry.name for entry in self.root.iterdir() if _STUDY_ID.match(entry.name))
+
+    def input_folder(self, study_id: str) -> Path:
+        """Return the folder of a study's instances; ``StudyNotFoundError`` if it is not there."""
+        folder = self.folder(study_id) / INPUT_NAME
+        if not folder.is_dir():
+            raise StudyNotFoundError(f"the files of study {study_id} are not in {self.root}")
+        return folder
+
+    def record(self, study_id: str) -> StudyRecord:
+        """Return what is known of a study; ``StudyNotFoundError`` if it is not there."""
+        path = self.folder(study_id) / RECORD_NAME
+        try:
+            return StudyRecord.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise StudyNotFoundError(f"study {study_id} is not in {self.root}") from None
+
+
+StudyOutcome = Literal["received", "triggered", "no-match", "held"]

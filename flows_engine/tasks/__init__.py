@@ -1,0 +1,1 @@
+"""Thin task wrappers: retries, names, logging; the work is done elsewhere."""

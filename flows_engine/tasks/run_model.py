@@ -1,0 +1,23 @@
+"""One model of a run, as a Prefect task. Its result is kept, so that a retry of the run does not run it again."""
+
+from __future__ import annotations
+
+from prefect import get_run_logger, task
+
+from flows_engine.definition.schema import FlowDefinition
+from flows_engine.run_step import StepResult
+from flows_engine.tasks.retrying import may_pass
+from flows_engine.wiring import site_engine
+
+
+@task(
+    name="run model",
+    persist_result=True,
+    result_serializer="json",
+    retries=2,
+    retry_delay_seconds=[10, 60],
+    retry_condition_fn=may_pass,
+)
+def run_model(definition: FlowDefinition, *, step: int, run_id: str, study_id: str) -> StepResult:
+    """Run model number ``step`` (counted from 0). Raises an ``EngineError``."""
+    return site_engine().run_step(definition, step=step, run_id=run_id, study_id=study_id, logger=get_run_logger())

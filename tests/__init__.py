@@ -1,0 +1,1 @@
+"""The tests. They mirror the rooms; CONTRIBUTING.md says what goes where."""

@@ -1,0 +1,68 @@
+"""What every test may ask for: a free port, a real Prefect server, and the tools that the markers name."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+
+import docker
+import docker.errors
+import pytest
+
+from tests import services
+
+_DCMTK_TOOLS = ("dcmdump", "dcmodify", "echoscu", "storescp", "storescu")
+
+
+@functools.cache
+def _missing_docker() -> str | None:
+    try:
+        engine = docker.from_env(timeout=10)
+        engine.ping()
+        engine.close()
+    except docker.errors.DockerException as error:
+        return f"no Docker engine answers ({type(error).__name__}): run deployments/host/docker_engine.sh"
+    return None
+
+
+@functools.cache
+def _missing_dcmtk() -> str | None:
+    missing = [tool for tool in _DCMTK_TOOLS if shutil.which(tool) is None]
+    return f"DCMTK is not installed ({', '.join(missing)}): run deployments/host/dcmtk.sh" if missing else None
+
+
+_REQUIREMENTS: dict[str, Callable[[], str | None]] = {"docker": _missing_docker, "dcmtk": _missing_dcmtk}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose tool is missing on a laptop; fail it in CI, where a skipped test would pass for a green one."""
+    for marker, missing in _REQUIREMENTS.items():
+        if item.get_closest_marker(marker) is None:
+            continue
+        reason = missing()
+        if reason is None:
+            continue
+        if os.environ.get("CI"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _dcmtk_without_delay() -> None:
+    # Without it every object waits 44 ms for Nagle's algorithm and the peer's delayed acknowledgement.
+    os.environ["TCP_NODELAY"] = "1"
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on."""
+    return services.unused_port()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API URL of a real, empty Prefect server on PostgreSQL, one for the whole test run."""
+    with services.prefect_server(tmp_path_factory.mktemp("prefect-server")) as url:
+        yield url

@@ -1,0 +1,70 @@
+"""What every RunTrigger promises. A member is added to ``MEMBERS``, and has to pass as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from dicom_gateway.interfaces import RunTrigger
+from flows_engine.definition.schema import FlowDefinition
+from flows_engine.handoff.run_request import RunRequest, Sender
+from tests.fakes.definitions import flow
+from tests.fakes.run_trigger import FakeRunTrigger
+
+DEFINITION = flow("contract", {"Modality": "CT"})
+
+Member = Callable[[Path, FlowDefinition], AbstractContextManager[RunTrigger]]
+"""Makes a trigger in whose world the definition is deployed. The folder is the member's own."""
+
+
+@contextmanager
+def in_memory(_folder: Path, _definition: FlowDefinition) -> Iterator[RunTrigger]:
+    yield FakeRunTrigger()
+
+
+MEMBERS = [pytest.param(in_memory, id="in-memory")]
+
+
+@pytest.fixture(scope="module", params=MEMBERS)
+def trigger(request, tmp_path_factory):
+    with request.param(tmp_path_factory.mktemp("member"), DEFINITION) as member:
+        yield member
+
+
+def run_request(study_id="0193e4c2-7a54-7cc3-98c4-dc0c0c070001"):
+    return RunRequest(
+        study_id=study_id,
+        study_uri=f"file:///data/studies/{study_id}",
+        sender=Sender(ae_title="PACS", host="10.0.0.1", port=104),
+        received_at=datetime(2024, 5, 6, tzinfo=UTC),
+        definition=DEFINITION,
+    )
+
+
+def test_the_same_key_gives_the_same_run(trigger):
+    first = trigger.trigger(run_request(), idempotency_key="contract:same")
+    assert first
+    assert trigger.trigger(run_request(), idempotency_key="contract:same") == first
+
+
+def test_another_key_gives_another_run(trigger):
+    one = trigger.trigger(run_request(), idempotency_key="contract:one")
+    other = trigger.trigger(run_request(), idempotency_key="contract:other")
+    assert one != other
+
+
+def test_several_threads_that_ask_for_one_run_get_one(trigger):
+    with ThreadPoolExecutor(4) as pool:
+        runs = set(pool.map(lambda _: trigger.trigger(run_request(), idempotency_key="contract:raced"), range(4)))
+    assert len(runs) == 1
+
+
+def test_runs_of_two_studies_are_two(trigger):
+    ids = ["0193e4c2-7a54-7cc3-98c4-dc0c0c070002", "0193e4c2-7a54-7cc3-98c4-dc0c0c070003"]
+    runs = {trigger.trigger(run_request(study_id), idempotency_key=f"{study_id}:contract:1") for study_id in ids}
+    assert len(runs) == 2

@@ -1,0 +1,34 @@
+"""RunTrigger in memory: the twin of the one that talks to Prefect, and of its failures."""
+
+from __future__ import annotations
+
+import threading
+from uuid import uuid4
+
+from dicom_gateway.errors import TriggerError
+from flows_engine.handoff.run_request import RunRequest
+
+
+class FakeRunTrigger:
+    """Creates runs in memory: the same key gives the same run."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._failures: list[TriggerError | Exception] = []
+        self.runs: dict[str, str] = {}
+        self.requests: dict[str, RunRequest] = {}
+        self.calls: list[str] = []
+
+    def fail_next(self, *failures: Exception) -> None:
+        """Let the next calls end like this, one each."""
+        with self._lock:
+            self._failures.extend(failures)
+
+    def trigger(self, request: RunRequest, *, idempotency_key: str) -> str:
+        """Create the run, unless it is there already, and return its id."""
+        with self._lock:
+            self.calls.append(idempotency_key)
+            if self._failures:
+                raise self._failures.pop(0)
+            self.requests.setdefault(idempotency_key, request)
+            return self.runs.setdefault(idempotency_key, str(uuid4()))

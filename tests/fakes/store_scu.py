@@ -1,0 +1,86 @@
+"""A storage SCU that sends what it is told, well-formed or not, over pynetdicom's own association."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
+
+from tests.fakes.instances import encoded
+
+
+@contextmanager
+def association(
+    port: int, *, contexts: Iterable[tuple[str, str]] = ((CTImageStorage, ExplicitVRLittleEndian),)
+) -> Iterator[Association]:
+    """Open an association that is released at the end, or aborted where an error leaves the block."""
+    entity = AE(ae_title="HOSTILE")
+    for abstract_syntax, transfer_syntax in contexts:
+        entity.add_requested_context(abstract_syntax, transfer_syntax)
+    opened = entity.associate("127.0.0.1", port)
+    assert opened.is_established
+    try:
+        yield opened
+    except BaseException:
+        opened.abort()
+        raise
+    if opened.is_established:
+        opened.release()
+
+
+def send(
+    opened: Association,
+    dataset: Dataset | bytes,
+    *,
+    sop_instance_uid: str | None = None,
+    sop_class_uid: str = CTImageStorage,
+    transfer_syntax_uid: str = ExplicitVRLittleEndian,
+) -> int:
+    """Send one C-STORE as it is and return the status. ``sop_instance_uid`` is the command's."""
+    content = dataset if isinstance(dataset, bytes) else encoded(dataset, transfer_syntax_uid=transfer_syntax_uid)
+    request = C_STORE()
+    request.MessageID = 1
+    request.Priority = 2
+    request.AffectedSOPClassUID = sop_class_uid
+    request.AffectedSOPInstanceUID = dataset.SOPInstanceUID if sop_instance_uid is None else sop_instance_uid
+    request.DataSet = BytesIO(content)
+    context_id = next(
+        context.context_id
+        for context in opened.accepted_contexts
+        if (context.abstract_syntax, context.transfer_syntax[0]) == (sop_class_uid, transfer_syntax_uid)
+    )
+    # pynetdicom's reactor would take the answer; send_c_store pauses it in the same way.
+    opened._reactor_checkpoint.clear()
+    while not opened._is_paused:
+        time.sleep(0.001)
+    try:
+        opened.dimse.send_msg(request, context_id)
+        _, response = opened.dimse.get_msg(block=True)
+    finally:
+        opened._reactor_checkpoint.set()
+    assert response is not None, "the association ended instead of an answer"
+    return int(response.Status)
+
+
+def fall_silent_inside_an_object(opened: Association) -> socket.socket:
+    """Begin a P-DATA PDU of 100,000 bytes, send 500 of them, and return the connection."""
+    connection = opened.dul.socket.socket
+    context_id = opened.accepted_contexts[0].context_id
+    connection.sendall(struct.pack(">BBLLBB", 0x04, 0, 100_000, 99_996, context_id, 0x00) + b"\0" * 500)
+    return connection
+
+
+def die_inside_an_object(opened: Association) -> None:
+    """Begin an object, and reset the connection."""
+    connection = fall_silent_inside_an_object(opened)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()

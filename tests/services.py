@@ -1,0 +1,128 @@
+"""Real services for tests: each in a process group of its own, and gone with the test run, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import httpx
+
+from deployments.embedded_postgres import connection_url, socket_path
+
+ROOT = Path(__file__).resolve().parents[1]
+_START_SECONDS = 120.0
+_STOP_SECONDS = 15.0
+
+
+def unused_port() -> int:
+    """Return a TCP port of the loopback interface that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
+    """Return as soon as ``condition`` holds; raise ``TimeoutError``, which names ``what``, if it never does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds:g} s")
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str], *, log: Path, environment: Mapping[str, str], stop_signal: int = signal.SIGTERM
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in a process group of its own; end the whole group on the way out, by force where it lingers."""
+    # A test run that is killed outright cannot clean up: the kernel does.
+    guarded = ["setpriv", "--pdeathsig", signal.Signals(stop_signal).name.removeprefix("SIG"), "--", *command]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            guarded,
+            cwd=ROOT,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        _end_group(process, stop_signal)
+
+
+def _end_group(process: subprocess.Popen[bytes], stop_signal: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, stop_signal)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=_STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """Run the embedded PostgreSQL with its data below ``folder``; give what Prefect takes as its database."""
+    data = folder / "postgres"
+    command = [sys.executable, "-m", "deployments.embedded_postgres", str(data)]
+    log = folder / "postgres.log"
+    # SIGINT is PostgreSQL's fast shutdown; SIGTERM would wait for its clients to leave.
+    with running(command, log=log, environment=os.environ, stop_signal=signal.SIGINT) as process:
+        _await_answer(process, lambda: _listens(socket_path(data)), log=log, what="PostgreSQL")
+        yield connection_url(data)
+
+
+@contextlib.contextmanager
+def prefect_server(folder: Path) -> Iterator[str]:
+    """Run a real Prefect server, on the embedded PostgreSQL, with all its files below ``folder``; give its API URL."""
+    port = unused_port()
+    url = f"http://127.0.0.1:{port}/api"
+    log = folder / "prefect-server.log"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with postgres(folder) as database:
+        environment = prefect_environment(folder, api_url=url) | {"PREFECT_API_DATABASE_CONNECTION_URL": database}
+        with running(command, log=log, environment=environment) as process:
+            _await_answer(process, lambda: _healthy(url), log=log, what="the Prefect server")
+            yield url
+
+
+def prefect_environment(folder: Path, *, api_url: str) -> dict[str, str]:
+    """Return this environment, with the Prefect settings of whoever runs the tests replaced by the tests' own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return {
+        **kept,
+        "DO_NOT_TRACK": "1",
+        "PREFECT_API_URL": api_url,
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+    }
+
+
+def _await_answer(process: subprocess.Popen[bytes], answers: Callable[[], bool], *, log: Path, what: str) -> None:
+    wait_until(lambda: process.poll() is not None or answers(), seconds=_START_SECONDS, what=f"{what} starts")
+    if process.poll() is not None:
+        raise RuntimeError(f"{what} ended with status {process.returncode}:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(path)) == 0
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).is_success
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import pytest
+
+from dicom_gateway import durable_files
+
+
+def test_a_file_holds_all_parts_and_leaves_no_temporary_name(tmp_path):
+    durable_files.write_file(tmp_path / "a", b"one", b"two", temporary=tmp_path / "t", mode=0o644)
+    assert (tmp_path / "a").read_bytes() == b"onetwo"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_mode_does_not_depend_on_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        durable_files.write_file(tmp_path / "a", b"", temporary=tmp_path / "t", mode=0o644)
+        durable_files.make_folder(tmp_path / "f", mode=0o755)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o644
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("failing", ["fsync", "write", "fchmod"])
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch, failing):
+    def fail(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(OSError, match="No space"):
+        durable_files.write_file(tmp_path / "a", b"one", temporary=tmp_path / "t", mode=0o644)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_could_not_be_made_durable_is_taken_back(tmp_path, monkeypatch):
+    def fail(_folder):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(durable_files, "sync_folder", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        durable_files.write_file(tmp_path / "a", b"one", temporary=tmp_path / "t", mode=0o644)
+    with pytest.raises(OSError, match="Input/output"):
+        durable_files.make_folder(tmp_path / "f", mode=0o755)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_is_durable_before_its_name_and_the_name_before_the_return(tmp_path, monkeypatch):
+    steps = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (steps.append(sorted(path.name for path in tmp_path.iterdir())), real(fd))
+    )
+    durable_files.write_file(tmp_path / "a", b"one", temporary=tmp_path / "t", mode=0o644)
+    assert steps == [["t"], ["a"]]
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path):
+    (tmp_path / "f").mkdir(mode=0o700)
+    durable_files.make_folder(tmp_path / "f", mode=0o755)
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o700

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from dicom_gateway.fingerprint import FingerprintBuilder
+from dicom_gateway.header import read_header
+from tests.fakes.instances import ct, encoded
+
+
+def fingerprint_of(*datasets, syntax=ExplicitVRLittleEndian):
+    builder = FingerprintBuilder()
+    for dataset in datasets:
+        content = encoded(dataset, transfer_syntax_uid=syntax)
+        builder.add(read_header(content, transfer_syntax_uid=syntax))
+    return builder.build()
+
+
+def test_a_value_that_instances_share_is_kept_once():
+    fingerprint = fingerprint_of(*[ct() for _ in range(5)])
+    assert fingerprint.instance_count == 5
+    assert fingerprint.columns["00080060"].values == (("CT",),)
+    assert fingerprint.columns["00080060"].index == (0, 0, 0, 0, 0)
+    assert fingerprint.columns["00080018"].index == (0, 1, 2, 3, 4)
+
+
+def test_a_lacking_tag_is_marked_wherever_it_lacks():
+    fingerprint = fingerprint_of(
+        ct(SeriesDescription=None), ct(SeriesDescription="a"), ct(SeriesDescription=None), ct(SeriesDescription="b"),
+        ct(SeriesDescription=None),
+    )  # fmt: skip
+    column = fingerprint.columns["0008103E"]
+    assert column.index == (-1, 0, -1, 1, -1)
+    assert column.values == (("a",), ("b",))
+
+
+def test_every_column_is_as_long_as_the_study():
+    fingerprint = fingerprint_of(ct(), ct(PatientID=None), ct(EchoTime=3))
+    assert {len(column.index) for column in fingerprint.columns.values()} == {3}
+
+
+def test_the_same_text_in_two_character_sets_is_one_value():
+    fingerprint = fingerprint_of(
+        ct(SpecificCharacterSet="ISO_IR 100", PatientName="Müller"),
+        ct(SpecificCharacterSet="ISO_IR 192", PatientName="Müller"),
+    )
+    assert fingerprint.columns["00100010"].values == (("Müller",),)
+    assert fingerprint.columns["00100010"].index == (0, 0)
+
+
+def test_the_transfer_syntax_can_be_matched():
+    assert fingerprint_of(ct(), syntax=ImplicitVRLittleEndian).columns["00020010"].values == (
+        (ImplicitVRLittleEndian,),
+    )
+
+
+def test_an_empty_study_has_no_columns():
+    assert FingerprintBuilder().build().columns == {}

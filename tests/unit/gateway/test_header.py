@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from dicom_gateway.header import (
+    DEEPEST_SEQUENCE,
+    LONGEST_VALUE_BYTES,
+    Element,
+    UnreadableError,
+    decode,
+    read_file_header,
+    read_header,
+)
+from tests.fakes.instances import ct, encoded, received
+
+MODALITY, PATIENT_NAME, IMAGE_TYPE, ROWS = 0x00080060, 0x00100010, 0x00080008, 0x00280010
+SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
+
+
+def header_of(dataset: Dataset, transfer_syntax_uid: str = ExplicitVRLittleEndian):
+    content = encoded(dataset, transfer_syntax_uid=transfer_syntax_uid)
+    return read_header(content, transfer_syntax_uid=transfer_syntax_uid)
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_values_are_the_same_in_every_encoding(syntax):
+    header = header_of(ct(ImageType=["ORIGINAL", "PRIMARY"], SmallestImagePixelValue=7), syntax)
+    assert header.values(MODALITY) == ("CT",)
+    assert header.values(IMAGE_TYPE) == ("ORIGINAL", "PRIMARY")
+    assert header.values(ROWS) == ("4",)
+    assert header.values(0x00280106) == ("7",)
+    assert header.values(0x00020010) == (str(syntax),)
+
+
+def test_a_number_whose_sign_depends_on_the_pixels_is_read_with_it():
+    dataset = ct(PixelRepresentation=1)
+    dataset.add_new("SmallestImagePixelValue", "SS", -7)
+    for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+        assert header_of(dataset, syntax).values(0x00280106) == ("-7",)
+
+
+def test_a_lacking_element_is_none_and_an_empty_one_is_one_empty_value():
+    header = header_of(ct(PatientID=None, SeriesDescription=""))
+    assert header.values(0x00100020) is None
+    assert header.text(0x00100020) == ""
+    assert header.values(0x0008103E) == ("",)
+
+
+def test_text_is_decoded_with_the_data_sets_character_set():
+    dataset = ct(SpecificCharacterSet="ISO_IR 192", PatientName="Müller^Jörg")
+    assert header_of(dataset).values(PATIENT_NAME) == ("Müller^Jörg",)
+    assert header_of(ct(SpecificCharacterSet="ISO_IR 100", PatientName="Müller")).values(PATIENT_NAME) == ("Müller",)
+
+
+def test_a_japanese_name_with_code_extensions_is_decoded():
+    dataset = ct(SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName="Yamada^Tarou=山田^太郎")
+    assert header_of(dataset).values(PATIENT_NAME) == ("Yamada^Tarou=山田^太郎",)
+
+
+@given(
+    raw=st.binary(max_size=200),
+    charset=st.binary(max_size=40),
+    vr=st.sampled_from(["LO", "PN", "UI", "DS", "AT", "FL"]),
+)
+def test_decoding_never_raises(raw, charset, vr):
+    values = decode(Element(vr, raw), character_sets=charset, little_endian=True)
+    assert values
+    assert all(isinstance(value, str) for value in values)
+
+
+def test_a_text_of_one_value_keeps_its_backslashes():
+    assert header_of(ct(PatientComments=r"a\b")).values(0x00104000) == (r"a\b",)
+
+
+def test_private_text_with_an_explicit_vr_is_searchable():
+    dataset = ct()
+    dataset.private_block(0x0009, "ACME", create=True).add_new(0x01, "LO", "special")
+    assert header_of(dataset).values(0x00091001) == ("special",)
+
+
+def test_pixels_and_sequences_are_not_in_the_header():
+    header = header_of(ct(ReferencedStudySequence=Sequence([ct()])))
+    assert 0x7FE00010 not in header.elements
+    assert 0x00081110 not in header.elements
+
+
+def test_a_long_value_is_cut():
+    assert len(header_of(ct(TextValue="x" * 100_000)).text(0x0040A160)) == LONGEST_VALUE_BYTES
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize("keep", [1, 7, 9, 60, -1, -20])
+def test_an_object_that_was_cut_short_is_noticed(syntax, keep):
+    content = encoded(ct(), transfer_syntax_uid=syntax)
+    with pytest.raises(UnreadableError):
+        read_header(content[:keep], transfer_syntax_uid=syntax)
+
+
+def test_an_empty_data_set_is_unreadable():
+    with pytest.raises(UnreadableError, match="empty"):
+        read_header(b"", transfer_syntax_uid=ExplicitVRLittleEndian)
+
+
+def test_zero_padding_at_the_end_is_let_pass():
+    content = encoded(ct()) + b"\0"
+    assert read_header(content, transfer_syntax_uid=ExplicitVRLittleEndian).text(MODALITY) == "CT"
+
+
+def test_a_deflated_data_set_is_inflated():
+    deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    content = deflater.compress(encoded(ct())) + deflater.flush()
+    assert read_header(content, transfer_syntax_uid=DeflatedExplicitVRLittleEndian).text(MODALITY) == "CT"
+    with pytest.raises(UnreadableError):
+        read_header(content[: len(content) // 2], transfer_syntax_uid=DeflatedExplicitVRLittleEndian)
+
+
+def test_sequences_without_end_are_not_followed_for_ever():
+    deep = struct.pack("<HH2sHL", 0x0008, 0x1110, b"SQ", 0, 0xFFFFFFFF) + struct.pack(
+        "<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF
+    )
+    with pytest.raises(UnreadableError, match=f"deeper than {DEEPEST_SEQUENCE}"):
+        read_header(deep * (DEEPEST_SEQUENCE + 5), transfer_syntax_uid=ExplicitVRLittleEndian)
+
+
+@settings(max_examples=300)
+@given(st.binary(min_size=1, max_size=400), st.sampled_from(SYNTAXES))
+def test_random_bytes_are_read_or_refused_and_nothing_else(content, syntax):
+    try:
+        header = read_header(content, transfer_syntax_uid=syntax)
+    except UnreadableError:
+        return
+    assert all(header.values(tag) for tag in header.elements)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CT_small.dcm", "MR_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm",
+        "JPEG2000.dcm", "rtplan.dcm", "rtdose.dcm", "waveform_ecg.dcm", "reportsi.dcm", "image_dfl.dcm", "UN_sequence.dcm",
+        "nested_priv_SQ.dcm", "ExplVR_BigEnd.dcm", "SC_rgb_jpeg_dcmtk.dcm",
+    ],
+)  # fmt: skip
+def test_real_files_read_as_pydicom_reads_them(name):
+    path = get_testdata_file(name, download=False)
+    assert path, name
+    content = Path(path).read_bytes()
+    expected = pydicom.dcmread(path, stop_before_pixels=True)
+    header = read_file_header(content)
+    for keyword in ("SOPInstanceUID", "SOPClassUID", "Modality", "PatientID", "StudyInstanceUID", "Rows"):
+        if keyword in expected:
+            assert header.text(expected[keyword].tag) == str(expected[keyword].value or ""), keyword
+
+
+def test_a_file_of_the_spool_reads_as_the_object_did():
+    instance = received(ct(SeriesDescription="Thorax"), transfer_syntax_uid=ImplicitVRLittleEndian)
+    header = read_file_header(instance.file_meta + instance.data_set)
+    assert header == read_header(instance.data_set, transfer_syntax_uid=ImplicitVRLittleEndian)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no dicom" * 40, b"\0" * 128 + b"DICM" + b"\x02\0\0\0UL\x04\0\xff\xff\xff\xff"]
+)
+def test_what_is_no_dicom_file_is_refused(content):
+    with pytest.raises(UnreadableError):
+        read_file_header(content)

@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from dicom_gateway import intake as intake_module
+from dicom_gateway.intake import Intake, decide, idempotency_key
+from dicom_gateway.layout import Layout
+from dicom_gateway.ledger import Ledger
+from dicom_gateway.outbox import Outbox
+from dicom_gateway.spool import Spool
+from flows_engine.handoff.run_request import Sender
+from flows_engine.handoff.study_store import StudyStore
+from tests.fakes.definitions import FakeDefinitions, flow
+from tests.fakes.instances import CANARIES, ct, received
+from tests.fakes.run_trigger import FakeRunTrigger
+
+SENDER = Sender(ae_title="PACS", host="10.0.0.1", port=104)
+CT_FLOW = flow("A", {"Modality": "CT"})
+
+
+class World:
+    """An intake on its own folder; ``restart`` is what follows on a kill."""
+
+    def __init__(self, folder: Path, *, hold_incomplete=True, definitions=None):
+        self.folder = folder
+        self.hold_incomplete = hold_incomplete
+        self.trigger = FakeRunTrigger()
+        self.definitions = definitions or FakeDefinitions(CT_FLOW)
+        for name in ("spool", "studies"):
+            (folder / name).mkdir()
+        self.build()
+
+    def build(self):
+        self.ledger = Ledger(self.folder / "ledger.sqlite")
+        self.store = StudyStore(self.folder / "studies")
+        self.intake = Intake(
+            spool=Spool(self.folder / "spool", layout=Layout([])),
+            store=self.store,
+            ledger=self.ledger,
+            outbox=Outbox(self.ledger, self.trigger),
+            definitions=self.definitions,
+            hold_incomplete=self.hold_incomplete,
+            clock=lambda: datetime(2024, 5, 6, tzinfo=UTC),
+        )
+
+    def restart(self):
+        self.ledger.close()
+        self.build()
+        self.intake.start()
+
+    def receive(self, *datasets, complete=True):
+        reception = self.intake.open(sender=SENDER, called_ae_title="STORESCP")
+        for dataset in datasets:
+            reception.store(received(dataset))
+        self.intake.finish(reception, complete=complete)
+
+    def outcomes(self):
+        return [study.outcome for study in self.ledger.studies()]
+
+    def settled(self):
+        studies = self.ledger.studies()
+        return (
+            bool(studies)
+            and all(study.outcome != "received" for study in studies)
+            and all(run.state != "pending" for study in studies for run in study.runs)
+        )
+
+    def close(self):
+        self.intake.stop()
+        self.ledger.close()
+
+
+@pytest.fixture
+def world(tmp_path):
+    world = World(tmp_path)
+    yield world
+    world.close()
+
+
+def wait_until(condition, *, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def test_a_study_goes_from_the_spool_to_a_run(world):
+    world.intake.start()
+    world.receive(ct(), ct())
+    wait_until(world.settled)
+    (study,) = world.ledger.studies()
+    assert study.outcome == "triggered"
+    assert study.reason == "matched A"
+    (key,) = world.trigger.runs
+    assert key == f"{study.study_id}:A:{CT_FLOW.digest[:16]}"
+    request = world.trigger.requests[key]
+    assert request.study_uri == (world.folder / "studies" / study.study_id).as_uri()
+    assert request.definition == CT_FLOW
+    assert len(list(world.store.input_folder(study.study_id).iterdir())) == 2
+    assert world.store.record(study.study_id).instance_count == 2
+    assert list((world.folder / "spool").iterdir()) == []
+
+
+def test_a_study_that_matches_nothing_says_why(world):
+    world.intake.start()
+    world.receive(ct(Modality="MR"))
+    wait_until(world.settled)
+    (study,) = world.ledger.studies()
+    assert study.outcome == "no-match"
+    assert "Modality: none of 1 instances matches 'CT'" in study.explanation
+
+
+def test_each_patient_is_a_study_of_its_own(world):
+    world.intake.start()
+    world.receive(ct(PatientID="a"), ct(PatientID="b"))
+    wait_until(world.settled)
+    assert world.outcomes() == ["triggered", "triggered"]
+    assert len(world.trigger.runs) == 2
+
+
+def test_several_flows_fire_each_as_its_own_run(tmp_path):
+    world = World(
+        tmp_path, definitions=FakeDefinitions(CT_FLOW, flow("B", {"Modality": "C"}), flow("C", {"Modality": "MR"}))
+    )
+    world.intake.start()
+    world.receive(ct())
+    wait_until(world.settled)
+    assert sorted(request.definition.name for request in world.trigger.requests.values()) == ["A", "B"]
+    world.close()
+
+
+def test_an_incomplete_study_is_held_until_somebody_releases_it(world):
+    world.intake.start()
+    world.receive(ct(), complete=False)
+    wait_until(world.settled)
+    (study,) = world.ledger.studies()
+    assert study.outcome == "held"
+    assert f"dicomflow release {study.study_id}" in study.reason
+    assert "1 instances" in study.reason
+    elsewhere = Ledger(world.folder / "ledger.sqlite")
+    elsewhere.release(study.study_id)
+    elsewhere.close()
+    wait_until(lambda: world.outcomes() == ["triggered"] and world.settled())
+    assert len(world.trigger.runs) == 1
+
+
+def test_an_incomplete_study_runs_where_the_site_wants_it(tmp_path):
+    world = World(tmp_path, hold_incomplete=False)
+    world.intake.start()
+    world.receive(ct(), complete=False)
+    wait_until(world.settled)
+    assert world.outcomes() == ["triggered"]
+    assert not world.ledger.studies()[0].complete
+    world.close()
+
+
+def test_killed_with_an_association_open(world):
+    reception = world.intake.open(sender=SENDER, called_ae_title="STORESCP")
+    reception.store(received(ct()))
+    world.restart()
+    wait_until(world.settled)
+    assert world.outcomes() == ["held"]
+    assert list((world.folder / "spool").iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["write_record", "rename", "ledger.add", "tidy"])
+def test_killed_anywhere_on_the_way_to_the_ledger(world, monkeypatch, step):
+    class Killed(BaseException):
+        pass
+
+    def die(*_arguments, **_named):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        if step == "rename":
+            real = Path.rename
+            patch.setattr(
+                Path, "rename", lambda self, target: die() if "studies" in str(target) else real(self, target)
+            )
+        elif step == "ledger.add":
+            patch.setattr(world.ledger, "add", die)
+        else:
+            patch.setattr(intake_module, step, die)
+        with pytest.raises(Killed):
+            world.receive(ct(), ct(PatientID="other"))
+    world.restart()
+    wait_until(world.settled)
+    studies = world.ledger.studies()
+    assert len(studies) == 2
+    assert sum(study.instance_count for study in studies) == 2
+    # Whether a killed release still counts as one depends on how far it got; what was written as complete stays so.
+    assert all(study.outcome == ("triggered" if study.complete else "held") for study in studies)
+    assert list((world.folder / "spool").iterdir()) == []
+    assert sorted(path.name for path in (world.folder / "studies").iterdir()) == sorted(
+        study.study_id for study in studies
+    )
+
+
+def test_killed_during_recovery_as_well(world, monkeypatch):
+    reception = world.intake.open(sender=SENDER, called_ae_title="STORESCP")
+    for patient in "abc":
+        reception.store(received(ct(PatientID=patient)))
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(intake_module, "tidy", lambda _folder: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                world.restart()
+    world.restart()
+    wait_until(world.settled)
+    assert len(world.ledger.studies()) == 3
+    assert len(list((world.folder / "studies").iterdir())) == 3
+
+
+def test_killed_between_the_decision_and_the_run(world):
+    world.receive(ct())
+    (study_id,) = world.store.study_ids()
+    decision = decide(
+        world.store.record(study_id), study_uri="file:///x", definitions=world.definitions.snapshot(), hold=True
+    )
+    world.ledger.decide(study_id, decision)
+    assert world.trigger.calls == []
+    world.restart()
+    wait_until(world.settled)
+    assert len(world.trigger.runs) == 1
+
+
+def test_a_restart_triggers_nothing_again(world):
+    world.intake.start()
+    world.receive(ct())
+    wait_until(world.settled)
+    world.intake.stop()
+    world.restart()
+    world.receive(ct(PatientID="other"))
+    wait_until(lambda: world.settled() and len(world.ledger.studies()) == 2)
+    assert len(world.trigger.calls) == 2
+
+
+def test_a_lost_ledger_is_filled_from_the_store(world):
+    world.receive(ct())
+    world.ledger.close()
+    for path in world.folder.glob("ledger.sqlite*"):
+        path.unlink()
+    world.build()
+    world.intake.start()
+    wait_until(world.settled)
+    assert world.outcomes() == ["triggered"]
+
+
+def test_a_damaged_record_stops_nothing_else(world, caplog):
+    damaged = world.folder / "studies" / "0193e4c2-7a54-7cc3-98c4-dc0c0c07dead"
+    damaged.mkdir()
+    (damaged / "study.json").write_bytes(b"{")
+    world.intake.start()
+    world.receive(ct())
+    wait_until(world.settled)
+    assert world.outcomes() == ["triggered"]
+    assert "damaged" in caplog.text
+
+
+def test_a_study_whose_files_are_gone_is_held(world):
+    world.receive(ct())
+    (study_id,) = world.store.study_ids()
+    (world.store.folder(study_id) / "study.json").unlink()
+    world.intake.start()
+    wait_until(world.settled)
+    assert world.outcomes() == ["held"]
+
+
+def test_a_disk_that_is_full_at_the_end_is_waited_for(world, monkeypatch):
+    world.intake.start()
+    real, full = intake_module.write_record, [True]
+
+    def write_record(study):
+        if full[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(study)
+
+    monkeypatch.setattr(intake_module, "write_record", write_record)
+    world.receive(ct())
+    assert world.ledger.studies() == ()
+    full[0] = False
+    wait_until(world.settled)
+    (study,) = world.ledger.studies()
+    assert (study.outcome, study.complete) == ("triggered", True)
+
+
+def test_definitions_are_those_of_the_moment(world):
+    world.definitions.by_name = {}
+    world.intake.start()
+    world.receive(ct())
+    wait_until(world.settled)
+    assert world.outcomes() == ["no-match"]
+    world.definitions.by_name = {"A": CT_FLOW}
+    world.receive(ct())
+    wait_until(lambda: len(world.ledger.studies()) == 2 and world.settled())
+    assert world.outcomes() == ["triggered", "no-match"]
+
+
+def test_no_patient_is_named_in_a_log_or_the_ledger(world, caplog):
+    caplog.set_level(logging.DEBUG)
+    world.intake.start()
+    world.receive(ct(), ct(SeriesDescription="CANARY two"), complete=True)
+    world.receive(ct(PatientID="CANARY-2", Modality="MR"), complete=False)
+    wait_until(lambda: len(world.ledger.studies()) == 2 and world.settled())
+    told = caplog.text + repr(world.ledger.studies()) + "".join(map(repr, world.trigger.requests.values()))
+    told += "".join(str(record.__dict__) for record in caplog.records)
+    assert not [canary for canary in CANARIES if canary in told]
+
+
+def test_a_key_names_study_flow_and_content():
+    other = flow("A", {"Modality": "MR"})
+    assert idempotency_key("s", CT_FLOW) != idempotency_key("s", other)
+    assert idempotency_key("s", CT_FLOW) == idempotency_key("s", flow("A", {"Modality": "CT"}))

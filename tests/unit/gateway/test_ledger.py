@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import sqlite3
+import threading
+
+import pytest
+
+from dicom_gateway.errors import StudyNotHeldError
+from dicom_gateway.ledger import Decision, Ledger
+
+
+def triggered(*requests):
+    return Decision(outcome="triggered", reason="matched", explanation="A: matches", requests=requests)
+
+
+def due(ledger, now=1000.0):
+    return ledger.due(now=now, horizon_seconds=30, limit=100)
+
+
+def test_a_study_is_entered_once(ledger, make_record):
+    record = make_record()
+    assert not ledger.has(record.study_id)
+    assert ledger.add(record)
+    assert not ledger.add(record)
+    assert ledger.has(record.study_id)
+    assert ledger.undecided() == ((record.study_id, False),)
+
+
+def test_a_decision_and_its_runs_are_seen_together(ledger, make_record, make_request):
+    record = make_record()
+    ledger.add(record)
+    ledger.decide(record.study_id, triggered(make_request(record.study_id, "A"), make_request(record.study_id, "B")))
+    study = ledger.study(record.study_id)
+    assert (study.outcome, study.reason, study.explanation) == ("triggered", "matched", "A: matches")
+    assert (study.received_at, study.sender, study.instance_count) == (record.received_at, "PACS@10.0.0.1", 3)
+    assert [(run.flow, run.state) for run in study.runs] == [("A", "pending"), ("B", "pending")]
+    assert ledger.undecided() == ()
+
+
+def test_a_decision_that_cannot_be_written_whole_is_not_written(ledger, make_record, make_request):
+    first, second = make_record("0001"), make_record("0002")
+    ledger.add(first)
+    ledger.add(second)
+    ledger.decide(first.study_id, triggered(make_request(first.study_id, key="the-same")))
+    with pytest.raises(sqlite3.IntegrityError):
+        ledger.decide(second.study_id, triggered(make_request(second.study_id, key="the-same")))
+    assert ledger.study(second.study_id).outcome == "received"
+    assert ledger.study(second.study_id).runs == ()
+
+
+def test_a_decided_study_is_left_alone(ledger, make_record, make_request):
+    record = make_record()
+    ledger.add(record)
+    ledger.decide(record.study_id, Decision(outcome="no-match", reason="none"))
+    ledger.decide(record.study_id, triggered(make_request(record.study_id)))
+    assert ledger.study(record.study_id).outcome == "no-match"
+    assert due(ledger) == ()
+
+
+def test_created_runs_are_not_due(ledger, make_record, make_request):
+    record = make_record()
+    ledger.add(record)
+    ledger.decide(record.study_id, triggered(make_request(record.study_id)))
+    (run,) = due(ledger)
+    ledger.created(run.idempotency_key, flow_run_id="run-1")
+    assert due(ledger) == ()
+    (entry,) = ledger.study(record.study_id).runs
+    assert (entry.state, entry.flow_run_id, entry.attempts) == ("created", "run-1", 1)
+
+
+def test_a_postponed_run_is_due_when_its_time_comes(ledger, make_record, make_request):
+    record = make_record()
+    ledger.add(record)
+    ledger.decide(record.study_id, triggered(make_request(record.study_id)))
+    (run,) = due(ledger)
+    ledger.postpone(run.idempotency_key, error="no\nanswer", next_attempt_at=1005.0)
+    assert due(ledger, now=1004.0) == ()
+    assert ledger.next_due_at(now=1004.0) == 1005.0
+    (again,) = due(ledger, now=1005.0)
+    assert again.attempts == 1
+    assert ledger.study(record.study_id).runs[0].last_error == "no answer"
+
+
+def test_a_clock_that_was_set_back_delays_nothing(ledger, make_record, make_request):
+    record = make_record()
+    ledger.add(record)
+    ledger.decide(record.study_id, triggered(make_request(record.study_id)))
+    ledger.postpone(due(ledger)[0].idempotency_key, error="x", next_attempt_at=9_999_999.0)
+    assert len(due(ledger, now=1000.0)) == 1
+
+
+def test_a_refused_run_holds_its_study_with_the_reason(ledger, make_record, make_request):
+    record = make_record()
+    ledger.add(record)
+    ledger.decide(record.study_id, triggered(make_request(record.study_id)))
+    ledger.refused(due(ledger)[0], error="422: no such parameter")
+    study = ledger.study(record.study_id)
+    assert (study.outcome, study.reason) == ("held", "A: 422: no such parameter")
+    assert due(ledger) == ()
+
+
+def test_release_asks_again_for_what_was_refused_and_for_nothing_else(ledger, make_record, make_request):
+    record = make_record()
+    ledger.add(record)
+    ledger.decide(record.study_id, triggered(make_request(record.study_id, "A"), make_request(record.study_id, "B")))
+    first, second = due(ledger)
+    ledger.created(first.idempotency_key, flow_run_id="run-1")
+    ledger.refused(second, error="422")
+    ledger.release(record.study_id)
+    assert ledger.undecided() == ((record.study_id, True),)
+    newer = [make_request(record.study_id, name, key=f"{record.study_id}:{name}:newer") for name in ("A", "B")]
+    ledger.decide(record.study_id, triggered(*newer))
+    assert [(run.flow, run.idempotency_key) for run in due(ledger)] == [("B", f"{record.study_id}:B:newer")]
+    assert ledger.study(record.study_id).runs[0].flow_run_id == "run-1"
+
+
+@pytest.mark.parametrize("outcome", ["received", "no-match", "triggered", None])
+def test_only_a_held_study_can_be_released(ledger, make_record, outcome):
+    record = make_record()
+    if outcome is not None:
+        ledger.add(record)
+    if outcome not in (None, "received"):
+        ledger.decide(record.study_id, Decision(outcome=outcome, reason=""))
+    with pytest.raises(StudyNotHeldError, match=record.study_id):
+        ledger.release(record.study_id)
+
+
+def test_studies_come_newest_first(ledger, make_record):
+    for number in ("0002", "0003", "0001"):
+        ledger.add(make_record(number))
+    assert [study.study_id[-4:] for study in ledger.studies(limit=2)] == ["0003", "0002"]
+    assert ledger.study("unknown") is None
+
+
+def test_two_processes_and_their_threads_may_write_at_once(tmp_path, make_record):
+    ledgers = [Ledger(tmp_path / "ledger.sqlite") for _ in range(2)]
+    records = [make_record(f"{number:04d}") for number in range(40)]
+
+    def enter(ledger, part):
+        for record in part:
+            ledger.add(record)
+            ledger.decide(record.study_id, Decision(outcome="held", reason="x"))
+
+    threads = [threading.Thread(target=enter, args=(ledgers[n % 2], records[n::4])) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {study.outcome for study in ledgers[0].studies()} == {"held"}
+    assert len(ledgers[1].studies()) == 40
+    for ledger in ledgers:
+        ledger.close()
+
+
+def test_what_was_written_is_there_after_a_restart(tmp_path, make_record):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    ledger.add(make_record())
+    ledger.close()
+    again = Ledger(tmp_path / "l.sqlite")
+    assert len(again.undecided()) == 1
+    again.close()
