@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check bench format requirements environment dcmtk engine images clean
+.PHONY: help demo up test check lint types map scripts generated bench format requirements environment dcmtk engine images clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,12 +22,22 @@ up: environment images ## Run DicomFlow on this host until Ctrl-C
 test: environment dcmtk images ## Run all tests
 	@$(PYTHON_BIN)/python -m pytest
 
-check: environment ## Lint, types, the map of imports, and what is generated from other files
+check: lint types map scripts generated ## Lint, types, the map of imports, scripts, and what is generated from other files
+
+lint: environment
 	@$(PYTHON_BIN)/ruff check .
 	@$(PYTHON_BIN)/ruff format --check .
+
+types: environment
 	@$(PYTHON_BIN)/mypy
+
+map: environment
 	@$(PYTHON_BIN)/lint-imports
-	@$(PYTHON_BIN)/shellcheck .ci/run $(HOST)/*.sh
+
+scripts: environment
+	@$(PYTHON_BIN)/shellcheck .ci/run requirements/*.sh $(HOST)/*.sh
+
+generated: environment
 	@$(PYTHON_BIN)/python requirements/freshness.py
 	@$(PYTHON_BIN)/python -m flows_engine.definition.json_schema --check
 

@@ -99,7 +99,9 @@ class Host:
 
 def run_until_stopped(loaded: LoadedSettings, *, environ: Mapping[str, str]) -> None:
     """Start the host, say where everything is, and stop it on Ctrl-C or SIGTERM."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT too: a shell starts what it puts in the background with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     typer.echo("starting …")
     try:
         with Host(loaded, environ=environ) as host:

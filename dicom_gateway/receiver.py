@@ -114,9 +114,12 @@ class _Server(ThreadedAssociationServer):
     request_queue_size = _LISTEN_BACKLOG
     handlers: Handlers | None = None
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        self._connections: WeakSet[socket.socket] = WeakSet()
-        super().__init__(*arguments, **named)
+    _connections: WeakSet[socket.socket]
+
+    def server_activate(self) -> None:
+        """Begin to listen."""
+        self._connections = WeakSet()
+        super().server_activate()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection, and see to it that a peer that falls silent in the middle of a PDU frees its thread."""

@@ -40,6 +40,9 @@ _FIRST_WORD_SECONDS_IF_PRESENT: Final = 8.0
 _PULL_SILENCE_SECONDS: Final = 300.0
 _QUEUED_CHUNKS: Final = 256
 
+# What stdout and stderr have said; None is the end of both.
+_Chunk = tuple[bytes | None, bytes | None] | None
+
 _UNREACHABLE: Final = (requests.exceptions.ConnectionError, requests.exceptions.Timeout)
 
 
@@ -184,8 +187,8 @@ class DockerRunner:
         on_line: Callable[[str], None],
     ) -> ContainerResult:
         # Attached before the start: not a line of a short-lived container is lost, whatever the log driver keeps.
-        stream = client.api.attach(spec.name, stdout=True, stderr=True, stream=True)
-        chunks: queue.Queue[bytes | None] = queue.Queue(maxsize=_QUEUED_CHUNKS)
+        stream = client.api.attach(spec.name, stdout=True, stderr=True, stream=True, demux=True)
+        chunks: queue.Queue[_Chunk] = queue.Queue(maxsize=_QUEUED_CHUNKS)
         abandoned = threading.Event()
         reader = threading.Thread(target=_read, args=(stream, chunks, abandoned), daemon=True)
         reader.start()
@@ -195,8 +198,9 @@ class DockerRunner:
             deadline = clock + spec.timeout_seconds
             log = LogLines()
             while (chunk := _next(chunks, deadline, spec)) is not None:
-                for line in log.feed(chunk):
-                    on_line(line)
+                for number, data in enumerate(chunk):
+                    for line in log.feed(data or b"", stream=number):
+                        on_line(line)
             exit_code = _exit_code(client, spec, deadline)
             duration_seconds = time.monotonic() - clock
             for line in log.end():
@@ -249,7 +253,9 @@ def _digest(client: docker.DockerClient, image: str) -> str | None:
     return str(next(iter(found.get("RepoDigests") or ()), found["Id"]))
 
 
-def _read(stream: Iterator[bytes], chunks: queue.Queue[bytes | None], abandoned: threading.Event) -> None:
+def _read(
+    stream: Iterator[tuple[bytes | None, bytes | None]], chunks: queue.Queue[_Chunk], abandoned: threading.Event
+) -> None:
     # The end of the stream looks like an error where the engine goes away; how the container ended is asked afterwards.
     with suppress(OSError, DockerException):
         for chunk in stream:
@@ -258,7 +264,7 @@ def _read(stream: Iterator[bytes], chunks: queue.Queue[bytes | None], abandoned:
     _put(chunks, None, abandoned)
 
 
-def _put(chunks: queue.Queue[bytes | None], chunk: bytes | None, abandoned: threading.Event) -> bool:
+def _put(chunks: queue.Queue[_Chunk], chunk: _Chunk, abandoned: threading.Event) -> bool:
     while not abandoned.is_set():
         with suppress(queue.Full):
             chunks.put(chunk, timeout=0.5)
@@ -266,7 +272,7 @@ def _put(chunks: queue.Queue[bytes | None], chunk: bytes | None, abandoned: thre
     return False
 
 
-def _next(chunks: queue.Queue[bytes | None], deadline: float, spec: ContainerSpec) -> bytes | None:
+def _next(chunks: queue.Queue[_Chunk], deadline: float, spec: ContainerSpec) -> _Chunk:
     remaining_seconds = deadline - time.monotonic()
     if remaining_seconds > 0:
         with suppress(queue.Empty):

@@ -51,11 +51,11 @@ class ContainerRunner(Protocol):
     """Runs one container at a time to its end.
 
     Promises: the container is gone when ``run`` returns or raises, whatever the reason (a signal that Python turns into
-    an exception included); ``on_line`` gets each line of stdout and stderr once, in order, without its line end, while
-    the container runs (control characters escaped, an endless line cut, an endless log bounded: each cut says so); no
-    line after ``run`` has returned. A container of the same name that an earlier, killed process left behind is removed
-    first. ``on_notice`` gets what a person should know and the container cannot say: that a newer image could not be
-    pulled and the one in the engine is used.
+    an exception included); ``on_line`` gets each line of stdout and of stderr once, in the order of its stream, without
+    its line end, while the container runs (control characters escaped, an endless line cut, an endless log bounded:
+    each cut says so); no line after ``run`` has returned. A container of the same name that an earlier, killed process
+    left behind is removed first. ``on_notice`` gets what a person should know and the container cannot say: that a
+    newer image could not be pulled and the one in the engine is used.
 
     Raises ``ImageUnavailableError``, ``EngineUnavailableError`` (a retry may help), ``ModelTimedOutError``,
     ``ContainerRefusedError`` (the engine will not have this specification). A non-zero exit code is a result, not an

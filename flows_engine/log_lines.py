@@ -25,7 +25,7 @@ _CONTROL: Final = {
 
 
 class LogLines:
-    """Cuts a stream of bytes into lines.
+    """Cuts the streams of a container into lines, each stream by itself: its order is kept, and its lines stay whole.
 
     ``\\n``, ``\\r\\n`` and a lone ``\\r`` (progress bars) end a line. Bytes that are not UTF-8 become U+FFFD; control
     characters other than tab are escaped. A line of more than ``MAX_LINE_BYTES`` is cut and says so. After
@@ -34,10 +34,9 @@ class LogLines:
 
     def __init__(self, *, max_total_bytes: int = MAX_TOTAL_BYTES) -> None:
         self._max_total_bytes = max_total_bytes
-        self._pending = b""
-        self._skipping = False
         self._total_bytes = 0
-        self._late: bytes | None = None
+        self._streams: dict[int, _Stream] = {}
+        self._late: dict[int, bytes] = {}
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
 
     @property
@@ -45,55 +44,57 @@ class LogLines:
         """The last lines so far, oldest first; complete after ``end``."""
         return tuple(self._tail)
 
-    def feed(self, chunk: bytes) -> list[str]:
-        """Return the lines that ``chunk`` completes."""
-        if self._late is not None:
-            self._late = (self._late + chunk)[-_LATE_BYTES:]
+    def feed(self, chunk: bytes, *, stream: int = 0) -> list[str]:
+        """Return the lines that ``chunk`` of a stream completes."""
+        if self._total_bytes > self._max_total_bytes:
+            self._late[stream] = (self._late.get(stream, b"") + chunk)[-_LATE_BYTES:]
             return []
         self._total_bytes += len(chunk)
-        lines = self._split(chunk)
-        if self._total_bytes > self._max_total_bytes:
-            self._late = self._pending
-            lines.append(f"(the rest of this log is left out: it is longer than {self._max_total_bytes // 1024} KiB)")
+        lines = self._streams.setdefault(stream, _Stream()).feed(chunk)
         self._tail.extend(lines)
+        if self._total_bytes > self._max_total_bytes:
+            lines.append(f"(the rest of this log is left out: it is longer than {self._max_total_bytes // 1024} KiB)")
         return lines
 
     def end(self) -> list[str]:
-        """Return the last line if it had no line end. Nothing may be fed afterwards."""
-        if self._late is not None:
-            late, self._late, self._pending = self._late, None, b""
-            self._skipping = False
-            self._tail.extend(self._split(late))
-            self._tail.extend(self._flush())
-            return []
-        lines = self._flush()
+        """Return the last lines, those that had no line end. Nothing may be fed afterwards."""
+        is_cut = self._total_bytes > self._max_total_bytes
+        lines: list[str] = []
+        for number, stream in sorted(self._streams.items()):
+            lines += stream.feed(self._late.pop(number, b"")) + stream.end()
+        for _, chunk in sorted(self._late.items()):
+            stream = _Stream()
+            lines += stream.feed(chunk) + stream.end()
         self._tail.extend(lines)
-        return lines
+        return [] if is_cut else lines
 
-    def _flush(self) -> list[str]:
-        rest, self._pending = self._pending.removesuffix(b"\r"), b""
-        return [_text(rest)] if (rest and not self._skipping) else []
 
-    def _split(self, chunk: bytes) -> list[str]:
+class _Stream:
+    def __init__(self) -> None:
+        self._pending = b""
+        self._skipping = False
+
+    def feed(self, chunk: bytes) -> list[str]:
         data = self._pending + chunk
         # A carriage return at the very end may be half of a line end: it waits for the next byte.
         keep = data.endswith(b"\r")
         parts = _LINE_END.split(data[:-1] if keep else data)
-        rest = parts.pop() + (b"\r" if keep else b"")
+        rest = parts.pop()
         lines: list[str] = []
         for part in parts:
             if self._skipping:
                 self._skipping = False
-                continue
-            lines.append(_text(part) if len(part) <= MAX_LINE_BYTES else _cut(part))
-        if self._skipping:
-            rest = rest[-1:] if keep else b""
-        elif len(rest) > MAX_LINE_BYTES + 1:
+            else:
+                lines.append(_text(part) if len(part) <= MAX_LINE_BYTES else _cut(part))
+        if not self._skipping and len(rest) > MAX_LINE_BYTES:
             lines.append(_cut(rest))
             self._skipping = True
-            rest = rest[-1:] if keep else b""
-        self._pending = rest
+        self._pending = (b"" if self._skipping else rest) + (b"\r" if keep else b"")
         return lines
+
+    def end(self) -> list[str]:
+        is_line = bool(self._pending) and not self._skipping
+        return [_text(self._pending.removesuffix(b"\r"))] if is_line else []
 
 
 def _text(line: bytes) -> str:

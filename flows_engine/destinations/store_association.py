@@ -173,6 +173,8 @@ class StoreAssociation:
                 answer = accept.to_primitive()
                 results = {c.context_id: c.result for c in answer.presentation_context_definition_results_list}
                 largest = answer.maximum_length_received
+                if not results:
+                    raise ValueError("no presentation context has a result")  # noqa: TRY301 - it is nonsense, too
             elif kind == _PDU_RJ:
                 reject = A_ASSOCIATE_RJ()
                 reject.decode(pdu)

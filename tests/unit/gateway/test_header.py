@@ -151,9 +151,10 @@ def test_random_bytes_are_read_or_refused_and_nothing_else(content, syntax):
 @pytest.mark.parametrize(
     "name",
     [
-        "CT_small.dcm", "MR_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm",
-        "JPEG2000.dcm", "rtplan.dcm", "rtdose.dcm", "waveform_ecg.dcm", "reportsi.dcm", "image_dfl.dcm", "UN_sequence.dcm",
-        "nested_priv_SQ.dcm", "ExplVR_BigEnd.dcm", "SC_rgb_jpeg_dcmtk.dcm",
+        "CT_small.dcm", "MR_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm",
+        "MR_small_RLE.dcm", "JPEG2000.dcm", "rtplan.dcm", "rtdose.dcm", "waveform_ecg.dcm",
+        "reportsi.dcm", "image_dfl.dcm", "UN_sequence.dcm", "nested_priv_SQ.dcm", "ExplVR_BigEnd.dcm",
+        "SC_rgb_jpeg_dcmtk.dcm",
     ],
 )  # fmt: skip
 def test_real_files_read_as_pydicom_reads_them(name):

@@ -1,0 +1,159 @@
+"""What a ContainerRunner promises, asked of the fake and of the Docker engine."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flows_engine.docker_runner import DockerRunner, engine_url
+from flows_engine.errors import ImageUnavailableError, ModelTimedOutError
+from flows_engine.interfaces import BindMount, ContainerRunner, ContainerSpec
+from flows_engine.registry_silence import RegistrySilence
+from tests.fakes.container_runner import FOREVER, FakeContainerRunner
+
+LABEL = "dicomflow.test"
+
+
+def _says(*said: object) -> Callable[[ContainerSpec], Iterator[object]]:
+    return lambda _spec: iter(said)
+
+
+def _copies(spec: ContainerSpec) -> Iterator[object]:
+    source, target = (mount.source for mount in spec.mounts)
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    yield 0
+
+
+# What a test asks for -> the fake's program, and what busybox is told.
+PROGRAMS = {
+    "three lines": (_says("one", "two", "three", 0), "echo one; echo two; echo three"),
+    "fails": (_says("no weights", 3), "echo no weights; exit 3"),
+    "copies": (_copies, "cp /input/* /output/"),
+    "never ends": (_says("begun", FOREVER), "echo begun; sleep 1000"),
+    "silent": (_says(0), "true"),
+}
+
+
+@dataclass
+class Bench:
+    runner: ContainerRunner
+    folder: Path
+    is_fake: bool
+    value: str
+
+    def spec(
+        self, program: str, *, timeout_seconds: float = 60, pull: bool = False, missing: bool = False
+    ) -> ContainerSpec:
+        image = "dicomflow.invalid/no-such-image:1" if missing else program if self.is_fake else "busybox"
+        return ContainerSpec(
+            name=f"dicomflow-test-{self.value}",
+            image=image,
+            mounts=(
+                BindMount(source=self.folder / "in", target="/input", read_only=True),
+                BindMount(source=self.folder / "out", target="/output", read_only=False),
+            ),
+            labels={LABEL: self.value},
+            timeout_seconds=timeout_seconds,
+            pull=pull,
+            network=False,
+            options={"command": ["sh", "-c", PROGRAMS[program][1]]},
+        )
+
+    def assert_gone(self) -> None:
+        assert self.runner.remove_all(label=LABEL, value=self.value) == 0
+
+
+@pytest.fixture(params=["fake", pytest.param("docker", marks=pytest.mark.docker)])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "slice").write_bytes(b"pixels")
+    (tmp_path / "out").mkdir()
+    fake = request.param == "fake"
+    runner: ContainerRunner = (
+        FakeContainerRunner({name: program for name, (program, _) in PROGRAMS.items()})
+        if fake
+        else DockerRunner(engine_url=engine_url(), silence=RegistrySilence(folder=tmp_path / "silent"))
+    )
+    return Bench(runner=runner, folder=tmp_path, is_fake=fake, value=uuid.uuid4().hex)
+
+
+def _ignore(_: str) -> None:
+    return None
+
+
+def test_lines_come_in_order_and_end_with_the_run(bench: Bench) -> None:
+    lines: list[str] = []
+    result = bench.runner.run(bench.spec("three lines"), on_line=lines.append, on_notice=_ignore)
+    assert lines == ["one", "two", "three"]
+    assert result.exit_code == 0
+    assert result.log_tail == tuple(lines)
+    bench.assert_gone()
+
+
+def test_a_nonzero_exit_code_is_a_result(bench: Bench) -> None:
+    result = bench.runner.run(bench.spec("fails"), on_line=_ignore, on_notice=_ignore)
+    assert (result.exit_code, result.log_tail) == (3, ("no weights",))
+    assert result.image_digest.startswith("sha256:") or "@sha256:" in result.image_digest
+    bench.assert_gone()
+
+
+def test_mounts_are_where_the_specification_says(bench: Bench) -> None:
+    result = bench.runner.run(bench.spec("copies"), on_line=_ignore, on_notice=_ignore)
+    assert result.exit_code == 0
+    assert (bench.folder / "out" / "slice").read_bytes() == b"pixels"
+
+
+def test_a_container_that_prints_nothing_has_no_lines(bench: Bench) -> None:
+    lines: list[str] = []
+    assert bench.runner.run(bench.spec("silent"), on_line=lines.append, on_notice=_ignore).log_tail == ()
+    assert lines == []
+
+
+def test_timeout_kills(bench: Bench) -> None:
+    lines: list[str] = []
+    with pytest.raises(ModelTimedOutError):
+        bench.runner.run(bench.spec("never ends", timeout_seconds=1.5), on_line=lines.append, on_notice=_ignore)
+    assert lines == ["begun"]
+    bench.assert_gone()
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_leaves_no_container(bench: Bench, kind: type[BaseException]) -> None:
+    def stop(_: str) -> None:
+        raise kind
+
+    with pytest.raises(kind):
+        bench.runner.run(bench.spec("never ends"), on_line=stop, on_notice=_ignore)
+    bench.assert_gone()
+
+
+@pytest.mark.parametrize("pull", [True, False])
+def test_a_missing_image_is_named(bench: Bench, pull: bool) -> None:
+    with pytest.raises(ImageUnavailableError, match="no-such-image"):
+        bench.runner.run(bench.spec("silent", missing=True, pull=pull), on_line=_ignore, on_notice=_ignore)
+    bench.assert_gone()
+
+
+def test_without_a_pull_there_is_nothing_to_note(bench: Bench) -> None:
+    notices: list[str] = []
+    bench.runner.run(bench.spec("silent", pull=False), on_line=_ignore, on_notice=notices.append)
+    assert notices == []
+
+
+def test_remove_all_takes_what_carries_the_label_and_nothing_else(bench: Bench) -> None:
+    removed: list[int] = []
+
+    def from_outside(_: str) -> None:
+        removed.append(bench.runner.remove_all(label=LABEL, value="another"))
+        removed.append(bench.runner.remove_all(label=LABEL, value=bench.value))
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        bench.runner.run(bench.spec("never ends"), on_line=from_outside, on_notice=_ignore)
+    assert removed == [0, 1]
+    bench.assert_gone()

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flows_engine.container_spec import Origin, container_spec
+from flows_engine.definition.schema import FlowDefinition
+from flows_engine.interfaces import BindMount, ContainerSpec
+from flows_engine.workspace import StepFolders
+
+ORIGIN = Origin(run_id="run-1", study_id="study-1", instance_id="site-1")
+FOLDERS = StepFolders(input=Path("/data/in"), output=Path("/data/out"))
+
+
+def _spec(docker_kwargs: dict[str, Any], *, step: int = 0, **model: Any) -> ContainerSpec:
+    first = {"docker_kwargs": {"image": "first"}}
+    models = [{"docker_kwargs": {"image": "busybox", **docker_kwargs}, **model}]
+    definition = FlowDefinition.model_validate(
+        {"name": "Fancy", "version": "1.02", "triggers": [], "models": [first] * step + models}
+    )
+    static = BindMount(source=Path("/static/m"), target="/model", read_only=True)
+    return container_spec(definition, step=step, folders=FOLDERS, origin=ORIGIN, gpu_ids=["2"], static_mounts=[static])
+
+
+def test_input_is_read_only_output_is_not_and_static_mounts_follow() -> None:
+    assert [(str(m.source), m.target, m.read_only) for m in _spec({}).mounts] == [
+        ("/data/in", "/input", True),
+        ("/data/out", "/output", False),
+        ("/static/m", "/model", True),
+    ]
+
+
+def test_a_writable_input_is_the_models_wish() -> None:
+    assert [mount.read_only for mount in _spec({}, input_writable=True).mounts] == [False, False, True]
+
+
+def test_no_network_unless_the_flow_says_so() -> None:
+    assert _spec({}).network is False
+    assert _spec({"network_disabled": False}).network is True
+
+
+def test_limits_that_no_flow_lifts() -> None:
+    options = _spec({"mem_limit": "2g"}).options
+    assert options["security_opt"] == ["no-new-privileges"]
+    assert options["pids_limit"] == 4096
+    assert options["log_config"] == {"type": "json-file", "config": {"max-size": "10m", "max-file": "2"}}
+    assert options["mem_limit"] == "2g"
+
+
+def test_the_environment_says_what_runs_and_ours_wins() -> None:
+    assert _spec({"environment": {"CONTAINER_ORDER": 0, "DICOMFLOW_RUN": "mine"}}).options["environment"] == {
+        "CONTAINER_ORDER": "0",
+        "DICOMFLOW_STUDY": "study-1",
+        "DICOMFLOW_RUN": "run-1",
+        "DICOMFLOW_FLOW": "Fancy",
+        "DICOMFLOW_VERSION": "1.02",
+    }
+
+
+def test_labels_and_name_tell_whose_container_it_is() -> None:
+    spec = _spec({"labels": {"team": "a"}}, step=1)
+    assert spec.name == "dicomflow-run-1-2"
+    assert spec.labels == {
+        "team": "a",
+        "dicomflow.run": "run-1",
+        "dicomflow.study": "study-1",
+        "dicomflow.step": "2",
+        "dicomflow.instance": "site-1",
+    }
+    assert "labels" not in spec.options
+
+
+def test_the_rest_is_handed_on() -> None:
+    spec = _spec({}, timeout=2, pull_before_exec=False)
+    assert (spec.image, spec.timeout_seconds, spec.pull, spec.gpu_ids) == ("busybox", 2, False, ("2",))

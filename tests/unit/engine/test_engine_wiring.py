@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows_engine.docker_runner import DEFAULT_ENGINE_URL, DockerRunner, engine_url
+from flows_engine.handoff.site_settings import SiteSettings
+from flows_engine.wiring import build_engine, instance_id
+
+
+def test_an_engine_is_built_without_touching_the_disk_or_docker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nothing.sock")
+    settings = SiteSettings(
+        data_dir=tmp_path / "data", static_dir=tmp_path / "static", gpus=("0", "2"), ae_title="SITE"
+    )
+    engine = build_engine(settings)
+    assert isinstance(engine.runner, DockerRunner)
+    assert engine.runner.engine_url == f"unix://{tmp_path}/nothing.sock"
+    assert engine.host.gpus == ("0", "2")
+    assert engine.calling_ae_title == "SITE"
+    assert engine.store.root == tmp_path / "data" / "studies"
+    assert not (tmp_path / "data").exists()
+
+
+def test_two_data_folders_are_told_apart_and_one_is_itself_by_any_path(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    assert instance_id(tmp_path / "a") == instance_id(tmp_path / "link")
+    assert instance_id(tmp_path / "a") != instance_id(tmp_path / "b")
+
+
+def test_the_local_socket_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    assert engine_url() == DEFAULT_ENGINE_URL

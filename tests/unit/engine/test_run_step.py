@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows_engine.container_spec import Origin
+from flows_engine.definition.schema import FlowDefinition
+from flows_engine.errors import (
+    GpuUnavailableError,
+    ImageUnavailableError,
+    ModelFailedError,
+    ModelTimedOutError,
+    StaticMountError,
+)
+from flows_engine.interfaces import ContainerSpec
+from flows_engine.redaction import Redactor
+from flows_engine.run_step import Host, StepResult, run_step
+from flows_engine.static_mounts import StaticMounts
+from flows_engine.workspace import Workspace
+from tests.fakes.container_runner import FOREVER, FakeContainerRunner
+
+logger = logging.getLogger("test")
+
+
+def _writes(spec: ContainerSpec) -> Iterator[object]:
+    (spec.mounts[1].source / "result").write_text("x")
+    (spec.mounts[1].source / "link").symlink_to("/etc/passwd")
+    yield "reading Doe^John"
+    yield 0
+
+
+def _fails(_: ContainerSpec) -> Iterator[object]:
+    yield "no voxels in Doe^John"
+    yield ""
+    yield 3
+
+
+def _hangs(_: ContainerSpec) -> Iterator[object]:
+    yield FOREVER
+
+
+def _run(
+    tmp_path: Path, runner: FakeContainerRunner, image: str, *, gpus: tuple[str, ...] = (), **model: Any
+) -> StepResult:
+    (tmp_path / "input").mkdir(exist_ok=True)
+    definition = FlowDefinition.model_validate(
+        {"name": "flow", "triggers": [], "models": [{"docker_kwargs": {"image": image}, **model}]}
+    )
+    return run_step(
+        definition,
+        step=0,
+        source=tmp_path / "input",
+        origin=Origin(run_id="run", study_id="study", instance_id="site"),
+        workspace=Workspace(tmp_path / "run"),
+        host=Host(
+            gpus=gpus,
+            gpu_folder=tmp_path / "locks",
+            gpu_wait_seconds=0,
+            static_mounts=StaticMounts(static_dir=tmp_path / "static", cache=tmp_path / "cache"),
+        ),
+        runner=runner,
+        redact=Redactor(["Doe^John"]),
+        logger=logger,
+    )
+
+
+@pytest.fixture
+def runner() -> FakeContainerRunner:
+    return FakeContainerRunner({"writes": _writes, "fails": _fails, "hangs": _hangs})
+
+
+def test_the_result_says_what_was_left(
+    tmp_path: Path, runner: FakeContainerRunner, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    result = _run(tmp_path, runner, "writes")
+    assert (result.file_count, result.exit_code, result.image_digest) == (1, 0, "sha256:writes")
+    assert [path.name for path in sorted(Path(result.output_dir).iterdir())] == ["link", "result"]
+    assert "reading [patient]" in caplog.messages
+    assert any("1 of kind symbolic link" in message for message in caplog.messages)
+    assert not any("Doe" in message for message in caplog.messages)
+    assert StepResult.model_validate_json(result.model_dump_json()) == result
+
+
+def test_an_exit_code_is_one_line_with_the_last_words_and_no_patient(
+    tmp_path: Path, runner: FakeContainerRunner
+) -> None:
+    with pytest.raises(ModelFailedError) as caught:
+        _run(tmp_path, runner, "fails")
+    assert str(caught.value) == "model 1 (fails) exited with code 3: no voxels in [patient]"
+
+
+@pytest.mark.parametrize(
+    ("image", "model", "error"),
+    [
+        ("hangs", {}, ModelTimedOutError),
+        ("missing", {}, ImageUnavailableError),
+        ("writes", {"gpu": True}, GpuUnavailableError),
+        ("writes", {"static_mounts": ["NoModel:/model"]}, StaticMountError),
+    ],
+)
+def test_every_error_names_the_model(
+    tmp_path: Path, runner: FakeContainerRunner, image: str, model: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=rf"^model 1 \({image}\): .+") as caught:
+        _run(tmp_path, runner, image, **model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gpu_is_held_while_it_runs(tmp_path: Path, runner: FakeContainerRunner) -> None:
+    _run(tmp_path, runner, "writes", gpus=("7",), gpu=True)
+    assert runner.specs[0].gpu_ids == ("7",)
+
+
+def test_a_model_that_asks_for_none_gets_no_gpu(tmp_path: Path, runner: FakeContainerRunner) -> None:
+    _run(tmp_path, runner, "writes", gpus=("7",))
+    assert runner.specs[0].gpu_ids == ()
+
+
+def test_a_second_attempt_begins_afresh(tmp_path: Path, runner: FakeContainerRunner) -> None:
+    first = _run(tmp_path, runner, "writes")
+    (Path(first.output_dir) / "left over").touch()
+    assert _run(tmp_path, runner, "writes").file_count == 1
