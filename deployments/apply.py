@@ -125,8 +125,11 @@ def apply(client: SyncPrefectClient, changes: Iterable[Change]) -> None:
 
 def _create_pool(client: SyncPrefectClient, name: str) -> None:
     template = ProcessWorker.get_default_base_job_template()
-    # Left to itself, the process worker starts a second Python that only looks for the flow's code; it is installed here.
-    template["variables"]["properties"]["command"]["default"] = "python -m prefect.engine"
+    # Left to itself, the process worker starts a second Python just to look for the flow's code. It is installed.
+    variables = template["variables"]["properties"]
+    variables["command"]["default"] = "python -m prefect.engine"
+    # A run outlives its worker, but not a console that breaks under its log; Prefect's API has the log.
+    variables["stream_output"]["default"] = False
     try:
         client.create_work_pool(WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template))
     except ObjectAlreadyExists:
@@ -135,8 +138,9 @@ def _create_pool(client: SyncPrefectClient, name: str) -> None:
 
 def _create_queue(client: SyncPrefectClient, pool: str, queue: str) -> None:
     try:
-        client.create_work_queue(queue, work_pool_name=pool,
-                                 priority=naming.queue_priority(int(queue.rsplit("-", 1)[1])))
+        client.create_work_queue(
+            queue, work_pool_name=pool, priority=naming.queue_priority(int(queue.rsplit("-", 1)[1]))
+        )
     except ObjectAlreadyExists:
         return
 

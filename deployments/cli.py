@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ from flows_engine.handoff.study_store import StudyNotFoundError
 # Prefect is imported inside the commands that need it: it takes a second, and reads its settings on import.
 app = typer.Typer(
     name="dicomflow",
-    help="Run containerised models on DICOM studies. Queues, runs and retries are Prefect's: use its UI and CLI for them.",
+    help="Run containerised models on DICOM studies. Queues, runs and retries are Prefect's: use its UI and CLI.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -41,7 +42,7 @@ def demo(
         Path, typer.Option(help="The flow to run; its destinations are replaced by one that the demonstration starts.")
     ] = Path("flow_definitions/two-containers.yaml"),
 ) -> None:
-    """Show the whole way with real parts: DCMTK sends a study, containers run, DCMTK receives, every byte is compared."""
+    """Show the whole way, with DCMTK as sender and receiver, and compare every byte that arrives."""
     from deployments.demo.run import demonstrate  # noqa: PLC0415
 
     demonstrate(Console(), flow=flow, environ=os.environ)
@@ -56,6 +57,24 @@ def gateway() -> None:
     from deployments.gateway_service import serve  # noqa: PLC0415
 
     serve(settings)
+
+
+@app.command()
+def worker(
+    pool: Annotated[str, typer.Option(help="The work pool: cpu, gpu, or gpu-KIND.")] = "cpu",
+    name: Annotated[
+        str, typer.Option(help="The worker's name in Prefect's UI; the host's name and the pool by default.")
+    ] = "",
+    slots: Annotated[int, typer.Option(min=0, help="Runs at once; by default CPU_SLOTS, or one a GPU of GPUS.")] = 0,
+) -> None:
+    """Execute flow runs on this host. What an earlier worker of this host left behind goes on first."""
+    settings = _settings().settings
+    _log_to_stderr(settings.log_level)
+    _use_prefect()
+    from deployments.worker_service import serve  # noqa: PLC0415
+
+    own_slots = settings.cpu_slots if pool == "cpu" else max(1, len(settings.gpus))
+    serve(pool=pool, name=name or f"{socket.gethostname()}-{pool}", slots=slots or own_slots)
 
 
 @app.command()
@@ -156,6 +175,7 @@ def _use_prefect() -> None:
 
 def _log_to_stderr(level: int) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
 
 
 if __name__ == "__main__":

@@ -30,8 +30,10 @@ def deploy_definitions(settings: SiteSettings, *, dry_run: bool) -> int:
         try:
             changes = plan_changes(client, definitions) if dry_run else bring_into_step(client, definitions)
         except httpx.TransportError as error:
-            raise ServerUnreachableError(f"no Prefect server answers at {client.api_url} ({type(error).__name__}); "
-                                         "start one with `dicomflow up`, or set PREFECT_API_URL") from None
+            raise ServerUnreachableError(
+                f"no Prefect server answers at {client.api_url} ({type(error).__name__}); "
+                "start one with `dicomflow up`, or set PREFECT_API_URL"
+            ) from None
     for change in changes:
         typer.echo(str(change))
     if not changes:

@@ -21,7 +21,7 @@ _LONGEST_PAUSE_SECONDS = 30.0
 class DeploymentKeeper:
     """A thread that brings Prefect into step whenever it is told to, and tries until it has worked.
 
-    Prefect may be down when a definition changes, or when the gateway starts: neither may stop the gateway from receiving.
+    Prefect may be down when a definition changes, or when the gateway starts: neither may keep it from receiving.
     """
 
     def __init__(self, definitions: Callable[[], Iterable[FlowDefinition]]) -> None:
@@ -56,8 +56,12 @@ class DeploymentKeeper:
                 with get_client(sync_client=True) as client:
                     changes = bring_into_step(client, self._definitions())
             except (httpx.TransportError, PrefectHTTPStatusError) as error:
-                logger.warning("Prefect cannot be brought into step yet (%s); trying again in %.0f s",
-                               type(error).__name__, pause_seconds, extra={"action": "deploy_postponed"})
+                logger.warning(
+                    "Prefect cannot be brought into step yet (%s); trying again in %.0f s",
+                    type(error).__name__,
+                    pause_seconds,
+                    extra={"action": "deploy_postponed"},
+                )
                 self._stop.wait(pause_seconds)
                 pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
                 self._wake.set()

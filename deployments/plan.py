@@ -91,8 +91,8 @@ def description(definition: FlowDefinition) -> str:
 def plan(desired: Iterable[Deployment], existing: PrefectContents) -> tuple[Change, ...]:
     """Return what has to change, in the order in which it must be done. Empty where all is as it should be.
 
-    A pool that is there keeps its settings: they are the site's. A deployment whose definition is gone is deleted, or, while
-    it has runs that are not over, paused, so that they can still be run.
+    A pool that is there keeps its settings: they are the site's. A deployment whose definition is gone is deleted, or,
+    while it has runs that are not over, paused, so that they can still be run.
     """
     wanted = {deployment.name: deployment for deployment in desired}
     pools = dict.fromkeys(["cpu", "gpu", *(deployment.work_pool for deployment in wanted.values())])
@@ -102,26 +102,43 @@ def plan(desired: Iterable[Deployment], existing: PrefectContents) -> tuple[Chan
         if queues is None:
             changes.append(Change(action="create pool", name=pool))
         changes += [
-            Change(action="create queue", name=f"{pool}/{naming.work_queue(priority)}",
-                   detail=f"Prefect priority {naming.queue_priority(priority)}")
+            Change(
+                action="create queue",
+                name=f"{pool}/{naming.work_queue(priority)}",
+                detail=f"Prefect priority {naming.queue_priority(priority)}",
+            )
             for priority in reversed(naming.PRIORITIES)
             if (queues or {}).get(naming.work_queue(priority)) is None
         ]
     for name, deployment in wanted.items():
         present = existing.deployments.get(name)
         if present is None:
-            changes.append(Change(action="create", name=name, deployment=deployment,
-                                  detail=f"pool {deployment.work_pool}, queue {deployment.work_queue}"))
+            changes.append(
+                Change(
+                    action="create",
+                    name=name,
+                    deployment=deployment,
+                    detail=f"pool {deployment.work_pool}, queue {deployment.work_queue}",
+                )
+            )
         elif differing := differences(present, deployment):
             changes.append(Change(action="update", name=name, detail=", ".join(differing), deployment=deployment))
     for name, present in existing.deployments.items():
         if name in wanted:
             continue
         if name not in existing.with_unfinished_runs:
-            changes.append(Change(action="delete", name=name, detail="its definition is gone; the history of its runs stays"))
+            changes.append(
+                Change(action="delete", name=name, detail="its definition is gone; the history of its runs stays")
+            )
         elif not present.paused:
-            changes.append(Change(action="pause", name=name, deployment=present,
-                                  detail="its definition is gone; it has runs that are not over"))
+            changes.append(
+                Change(
+                    action="pause",
+                    name=name,
+                    deployment=present,
+                    detail="its definition is gone; it has runs that are not over",
+                )
+            )
     return tuple(changes)
 
 

@@ -39,7 +39,7 @@ class HostPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class HostFacts:
-    """What a plan for a host depends on. ``environ`` is the environment that ``dicomflow up`` itself was started with."""
+    """What a plan for a host depends on. ``environ`` is what ``dicomflow up`` itself was started with."""
 
     data_dir: Path
     host_name: str
@@ -96,7 +96,17 @@ def _postgres(data: Path) -> Service:
 
 
 def _prefect_server(port: int, *, database: Path | None) -> Service:
-    command: tuple[str, ...] = (sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+    command: tuple[str, ...] = (
+        sys.executable,
+        "-m",
+        "prefect",
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    )
     if database is not None:
         command = _when_ready(f"unix:{database}", command)
     return Service(name="prefect-server", command=command, rank=20)
@@ -107,8 +117,18 @@ def _gateway() -> Service:
 
 
 def _worker(facts: HostFacts, api_url: str, *, pool: str, slots: int) -> Service:
-    worker = (sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process",
-              "--name", f"{facts.host_name}-{pool}", "--limit", str(slots))
+    worker = (
+        sys.executable,
+        "-m",
+        "deployments.cli",
+        "worker",
+        "--pool",
+        pool,
+        "--name",
+        f"{facts.host_name}-{pool}",
+        "--slots",
+        str(slots),
+    )
     # A worker that comes before its pool would make the pool, without its queues and their priorities.
     queue = f"{api_url}/work_pools/{pool}/queues/priority-0"
     return Service(name=f"worker-{pool}", command=_when_ready(queue, worker), rank=40, stop_seconds=60)

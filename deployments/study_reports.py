@@ -14,12 +14,14 @@ from flows_engine.definition.schema import FlowDefinition
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.handoff.study_store import StudyRecord, StudyStore
 
+_WIDEST = 400
+
 
 def print_studies(console: Console, settings: SiteSettings, *, limit: int) -> None:
     """Print the newest studies with their outcome. Nothing of a patient is in it."""
     table = Table(box=None, pad_edge=False)
     for heading in ("study", "received", "from", "instances", "outcome", "reason or runs"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, no_wrap=True)
     ledger = open_ledger(settings.data_dir)
     try:
         for study in ledger.studies(limit=limit):
@@ -29,7 +31,8 @@ def print_studies(console: Console, settings: SiteSettings, *, limit: int) -> No
             table.add_row(*(escape(cell) for cell in (*cells, runs or study.reason)))
     finally:
         ledger.close()
-    console.print(table)
+    # One line a study, however narrow the terminal: ids are to be copied, and lines to be searched.
+    console.print(table, width=max(console.width, _WIDEST), soft_wrap=True)
 
 
 def print_explanation(console: Console, settings: SiteSettings, *, study_id: str, with_values: bool) -> None:

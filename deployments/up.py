@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import time
@@ -17,7 +18,9 @@ from deployments.services import HostFacts, HostPlan, host_plan
 from deployments.supervision import Supervisor
 from deployments.when_ready import answers
 from flows_engine.definition.naming import FLOW_NAME, MANAGED_TAG
+from flows_engine.errors import EngineUnavailableError
 from flows_engine.handoff.site_settings import LoadedSettings, SiteSettings
+from flows_engine.wiring import build_engine
 
 _READY_SECONDS = 180.0
 _LOG_LINES = 15
@@ -56,6 +59,9 @@ class Host:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             self._supervisor.stop()
+            # A worker that stops ends its runs at once; their containers are the engine's children, not its.
+            with contextlib.suppress(EngineUnavailableError):
+                build_engine(self.settings).remove_all_containers()
         finally:
             signal.signal(signal.SIGINT, before)
 
@@ -92,8 +98,10 @@ class Host:
             if not self._supervisor.running:
                 raise StartupError(f"the supervisor ended; see {self.log_folder / 'supervisord.log'}")
             if time.monotonic() > deadline:
-                raise StartupError(f"{service} does not serve after {_READY_SECONDS:.0f} s; its log ends with\n"
-                                   + _last_lines(self.log_folder / f"{service}.log"))
+                raise StartupError(
+                    f"{service} does not serve after {_READY_SECONDS:.0f} s; its log ends with\n"
+                    + _last_lines(self.log_folder / f"{service}.log")
+                )
             time.sleep(0.1)
 
 
@@ -107,13 +115,14 @@ def run_until_stopped(loaded: LoadedSettings, *, environ: Mapping[str, str]) -> 
         with Host(loaded, environ=environ) as host:
             settings = host.settings
             typer.echo(f"Prefect UI   {host.plan.ui_url}")
-            typer.echo(f"receiver     {settings.ae_title} at {settings.ae_hostname or '0.0.0.0'}:{settings.ae_port}")
+            typer.echo(
+                f"receiver     {settings.ae_title} at {settings.ae_hostname or 'every address'}:{settings.ae_port}"
+            )
             typer.echo(f"flows        {', '.join(host.flow_names()) or 'none yet'}  ({settings.flow_directory})")
             typer.echo(f"data, logs   {settings.data_dir}, {host.log_folder}")
             typer.echo("Ctrl-C stops everything.")
             status = host.wait()
-            raise StartupError(f"the supervisor ended with status {status}; "
-                               f"see {host.log_folder / 'supervisord.log'}")
+            raise StartupError(f"the supervisor ended with status {status}; see {host.log_folder / 'supervisord.log'}")
     except KeyboardInterrupt:
         typer.echo("stopped.")
 
@@ -137,8 +146,10 @@ def _check_port(host: str, port: int, *, setting: str) -> None:
         with socket.create_server((host, port)):
             return
     except OSError as error:
-        raise StartupError(f"{setting}: {host}:{port} cannot be listened on ({error.strerror}); "
-                           f"stop what uses it, or set {setting} to another port") from None
+        raise StartupError(
+            f"{setting}: {host}:{port} cannot be listened on ({error.strerror}); "
+            f"stop what uses it, or set {setting} to another port"
+        ) from None
 
 
 def _listens(settings: SiteSettings) -> bool:
@@ -148,7 +159,9 @@ def _listens(settings: SiteSettings) -> bool:
 
 
 def _has_online_worker(api_url: str, *, pool: str) -> bool:
-    response = httpx.post(f"{api_url}/work_pools/{pool}/workers/filter", json={"workers": {"status": {"any_": ["ONLINE"]}}})
+    response = httpx.post(
+        f"{api_url}/work_pools/{pool}/workers/filter", json={"workers": {"status": {"any_": ["ONLINE"]}}}
+    )
     return response.is_success and bool(response.json())
 
 

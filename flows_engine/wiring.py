@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from flows_engine.handoff.study_store import StudyNotFoundError, StudyStore
 from flows_engine.interfaces import ContainerRunner
 from flows_engine.redaction import redactor_for
 from flows_engine.registry_silence import RegistrySilence
+from flows_engine.run_claim import claim
 from flows_engine.run_step import Host, StepResult, run_step
 from flows_engine.static_mounts import StaticMounts
 from flows_engine.workspace import Workspace
@@ -85,6 +87,10 @@ class Engine:
             journal_path=self._workspace(run_id).journal(number),
             logger=logger,
         )
+
+    def claim(self, *, run_id: str) -> AbstractContextManager[None]:
+        """Hold a run while it is executed, so that others can see that it is; see ``run_claim``."""
+        return claim(self.runs / run_id)
 
     def remove_containers(self, *, run_id: str) -> int:
         """Kill and remove what is left of a run's containers; return how many there were."""

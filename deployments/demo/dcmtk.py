@@ -37,8 +37,18 @@ def environment() -> dict[str, str]:
 
 def store(files: Sequence[Path], *, port: int, called_ae_title: str) -> None:
     """Send ``files`` in one association. Raises ``RuntimeError`` with DCMTK's words if not all were acknowledged."""
-    command = [tool("storescu"), "--required", "--propose-rle", "--aetitle", "DEMO", "--call", called_ae_title,
-               "127.0.0.1", str(port), *map(str, files)]
+    command = [
+        tool("storescu"),
+        "--required",
+        "--propose-rle",
+        "--aetitle",
+        "DEMO",
+        "--call",
+        called_ae_title,
+        "127.0.0.1",
+        str(port),
+        *map(str, files),
+    ]
     sent = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)  # noqa: S603
     if sent.returncode != 0:
         raise RuntimeError(f"storescu ended with status {sent.returncode}: {sent.stderr.strip()}")

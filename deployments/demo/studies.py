@@ -1,4 +1,4 @@
-"""The studies that the demonstration sends: made CT slices, one of them compressed, and a real CT that pydicom ships."""
+"""What the demonstration sends: made CT slices, one of them compressed, and a real CT that pydicom ships."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _HEADER_END = 144  # 128 bytes of preamble, DICM, and the element (0002,0000) th
 
 
 def write_studies(folder: Path, *, slice_count: int) -> list[Path]:
-    """Write ``slice_count`` CT slices of one invented patient, the last one compressed (RLE), and pydicom's CT of another.
+    """Write ``slice_count`` CT slices of one invented patient, the last one RLE-compressed, and pydicom's of another.
 
     Each slice has 512 x 512 pixels of 16 bits. Returns the files.
     """
     study_uid, series_uid, frame_uid = generate_uid(), generate_uid(), generate_uid()
-    y, x = np.mgrid[-1:1:ROWS * 1j, -1:1:COLUMNS * 1j]
+    y, x = np.mgrid[-1 : 1 : ROWS * 1j, -1 : 1 : COLUMNS * 1j]
     paths = []
     for number in range(1, slice_count + 1):
         instance = _ct_slice(number, study_uid=study_uid, series_uid=series_uid, frame_uid=frame_uid)

@@ -43,14 +43,18 @@ def _summary(api_url: str, run: dict[str, object]) -> RunSummary:
     state = run["state"]
     assert isinstance(state, dict)
     moments = [
-        Moment(at=datetime.fromisoformat(str(parameters["received_at"])), what="received: the sender's association ended"),
+        Moment(
+            at=datetime.fromisoformat(str(parameters["received_at"])), what="received: the sender's association ended"
+        ),
         Moment(at=datetime.fromisoformat(str(run["created"])), what="matched and queued"),
     ]
     for task in _post(f"{api_url}/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}}):
         if task["start_time"]:
             moments.append(Moment(at=datetime.fromisoformat(str(task["start_time"])), what=f"{task['name']} started"))
         if task["end_time"]:
-            moments.append(Moment(at=datetime.fromisoformat(str(task["end_time"])), what=f"{task['name']} {task['state_name']}"))
+            moments.append(
+                Moment(at=datetime.fromisoformat(str(task["end_time"])), what=f"{task['name']} {task['state_name']}")
+            )
     if state["type"] in _FINAL_TYPES:
         moments.append(Moment(at=datetime.fromisoformat(str(state["timestamp"])), what=f"run {state['name']}"))
     return RunSummary(

@@ -3,73 +3,124 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final
+import shlex
+from typing import Annotated, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from flows_engine.definition.leniency import Text, as_text
 
+_ONLY_OUR_MOUNTS: Final = "a container sees its input, its output and static_mounts, and nothing else of the host"
+_NO_DEVICES: Final = "a container may not have the host's devices; for a GPU write `gpu: true` beside docker_kwargs"
+_GPU: Final = "for a GPU write `gpu: true` beside docker_kwargs"
+_NO_PRIVILEGES: Final = "a container cannot gain privileges"
+_NO_HOST_NETWORK: Final = (
+    "a container shares no network with the host; for a network of its own write `network_disabled: false`"
+)
+_NO_VISITORS: Final = "nothing may connect to a container"
+_OWN_CGROUP: Final = "a container stays in its own control group"
+_OUR_LOG: Final = "DicomFlow reads the container's log"
+_WE_REMOVE: Final = "DicomFlow removes containers"
+
 REASONS_FOR_REFUSAL: Final = {
     "privileged": "a container may not rule the host",
-    "volumes": "a container sees its input, its output and static_mounts, and nothing else of the host",
-    "mounts": "a container sees its input, its output and static_mounts, and nothing else of the host",
-    "volumes_from": "a container sees its input, its output and static_mounts, and nothing else of the host",
-    "volume_driver": "a container sees its input, its output and static_mounts, and nothing else of the host",
-    "devices": "a container may not have the host's devices; for a GPU write `gpu: true` beside docker_kwargs",
-    "device_requests": "for a GPU write `gpu: true` beside docker_kwargs",
-    "device_cgroup_rules": "a container may not have the host's devices; for a GPU write `gpu: true` beside docker_kwargs",
-    "runtime": "for a GPU write `gpu: true` beside docker_kwargs",
-    "cap_add": "a container cannot gain privileges",
-    "security_opt": "a container cannot gain privileges",
-    "group_add": "a container cannot gain privileges",
-    "cgroup_parent": "a container stays in its own control group",
-    "network_mode": "a container shares no network with the host; for a network of its own write `network_disabled: false`",
-    "network": "a container shares no network with the host; for a network of its own write `network_disabled: false`",
-    "ports": "nothing may connect to a container",
-    "links": "nothing may connect to a container",
+    "volumes": _ONLY_OUR_MOUNTS,
+    "mounts": _ONLY_OUR_MOUNTS,
+    "volumes_from": _ONLY_OUR_MOUNTS,
+    "volume_driver": _ONLY_OUR_MOUNTS,
+    "devices": _NO_DEVICES,
+    "device_requests": _GPU,
+    "device_cgroup_rules": _NO_DEVICES,
+    "gpus": _GPU,
+    "cpus": "write `nano_cpus: 2000000000` for two processors",
+    "runtime": _GPU,
+    "cap_add": _NO_PRIVILEGES,
+    "security_opt": _NO_PRIVILEGES,
+    "group_add": _NO_PRIVILEGES,
+    "cgroup_parent": _OWN_CGROUP,
+    "network_mode": _NO_HOST_NETWORK,
+    "network": _NO_HOST_NETWORK,
+    "ports": _NO_VISITORS,
+    "links": _NO_VISITORS,
     "pid_mode": "a container does not see the host's processes",
     "ipc_mode": "a container does not see the host's processes; for more shared memory write `shm_size`",
     "userns_mode": "a container does not share the host's users",
     "uts_mode": "a container does not share the host's name",
     "sysctls": "a container may not change the kernel's settings",
+    "cgroupns": _OWN_CGROUP,
+    "networking_config": _NO_HOST_NETWORK,
+    "publish_all_ports": _NO_VISITORS,
+    "storage_opt": "the engine decides how containers are stored",
+    "pids_limit": "DicomFlow limits the number of processes",
+    "stdout": _OUR_LOG,
+    "stderr": _OUR_LOG,
+    "stream": _OUR_LOG,
     "name": "DicomFlow names containers, to find them again",
     "detach": "DicomFlow starts containers, and waits for them",
-    "auto_remove": "DicomFlow removes containers",
-    "remove": "DicomFlow removes containers",
+    "auto_remove": _WE_REMOVE,
+    "remove": _WE_REMOVE,
     "restart_policy": "DicomFlow starts containers, and decides whether again",
-    "log_config": "DicomFlow reads the container's log",
+    "log_config": _OUR_LOG,
 }
 # The allowed form of a reference: registry, path, tag, digest (the engine says the rest).
 _IMAGE: Final = re.compile(r"[A-Za-z0-9][\w.:/@+-]*")
-_SIZE: Final = re.compile(r"\d+(\.\d+)?\s*([bkmgtBKMGT][bB]?)?")
+_SIZE: Final = re.compile(r"[0-9]+(\.[0-9]+)?\s*([bkmgtBKMGT][bB]?)?")
+_TMPFS_OPTION: Final = re.compile(r"rw|ro|(no)?exec|nosuid|nodev|noatime|(size|mode|uid|gid)=[0-9]+[kmgKMG%]?")
+# With the NVIDIA runtime as the engine's default, this gives a container GPUs that its run does not hold.
+_GPU_VARIABLE: Final = "NVIDIA_VISIBLE_DEVICES"
 
 
-def _environment(value: Any) -> Any:
+def _command_line(value: object) -> object:
+    if isinstance(value, list | tuple):
+        words = tuple(as_text(word) for word in value)
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError("is a list with items that are no text; write each word of the command as text")
+        return words
+    text = as_text(value)
+    if isinstance(text, str):
+        try:
+            shlex.split(text)
+        except ValueError:
+            raise ValueError("has a quote that is not closed, or ends in a backslash") from None
+    elif text is not None:
+        raise ValueError("is neither a text nor a list of texts")
+    return text
+
+
+CommandLine = Annotated[str | tuple[str, ...] | None, BeforeValidator(_command_line)]
+
+
+def _environment(value: object) -> object:
     if isinstance(value, list | tuple):
         pairs = [str(as_text(item)).partition("=") for item in value]
         if not all(separator for _, separator, _ in pairs):
             raise ValueError("an environment written as a list has items of the form NAME=value")
         return {name: text for name, _, text in pairs}
-    return {} if value is None else value
+    return value
 
 
-def _size(value: Any) -> Any:
-    if value is not None and not isinstance(value, bool) and not _SIZE.fullmatch(str(value).strip()):
+def _size(value: object) -> object:
+    if value is not None and (isinstance(value, bool) or not _SIZE.fullmatch(str(value).strip())):
         raise ValueError("is no size; write a number of bytes, or one with a unit, like 8g or 512m")
     return value if value is None else str(value).strip()
 
 
+def _size_or_unlimited(value: object) -> object:
+    return "-1" if str(value).strip() == "-1" else _size(value)
+
+
 Size = Annotated[str, BeforeValidator(_size)]
+SizeOrUnlimited = Annotated[str, BeforeValidator(_size_or_unlimited)]
 
 
 class DockerKwargs(BaseModel):
-    """The allowed arguments of docker-py's ``containers.create``. What is not set is Docker's, or DicomFlow's, default."""
+    """The allowed arguments of docker-py's ``containers.create``. What is not set is the default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     image: Text
-    command: Text | tuple[Text, ...] | None = None
-    entrypoint: Text | tuple[Text, ...] | None = None
+    command: CommandLine = None
+    entrypoint: CommandLine = None
     environment: Annotated[dict[str, Text], BeforeValidator(_environment)] = {}
     labels: dict[str, Text] = {}
     user: Text | None = None
@@ -80,7 +131,7 @@ class DockerKwargs(BaseModel):
     shm_size: Size | None = None
     mem_limit: Size | None = None
     mem_reservation: Size | None = None
-    memswap_limit: Size | None = None
+    memswap_limit: SizeOrUnlimited | None = None
     mem_swappiness: Annotated[int, Field(ge=0, le=100)] | None = None
     nano_cpus: Annotated[int, Field(gt=0)] | None = None
     cpu_period: Annotated[int, Field(ge=0)] | None = None
@@ -96,6 +147,33 @@ class DockerKwargs(BaseModel):
         if not _IMAGE.fullmatch(image):
             raise ValueError("is no image reference like busybox, or registry.example/team/model:1.2")
         return image
+
+    @field_validator("environment")
+    @classmethod
+    def _variables(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name, value in environment.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise ValueError(f"{name!r} is no name of a variable, or its value holds a NUL")
+        if _GPU_VARIABLE in environment:
+            raise ValueError(f"{_GPU_VARIABLE} takes GPUs that other runs may hold; {_GPU}")
+        return environment
+
+    @field_validator("working_dir")
+    @classmethod
+    def _absolute(cls, folder: str | None) -> str | None:
+        if folder is not None and not folder.startswith("/"):
+            raise ValueError("is no absolute path of the container, like /app")
+        return folder
+
+    @field_validator("tmpfs")
+    @classmethod
+    def _memory_folders(cls, folders: dict[str, str] | None) -> dict[str, str] | None:
+        for folder, options in (folders or {}).items():
+            if not folder.startswith("/"):
+                raise ValueError(f"{folder!r} is no absolute path of the container, like /scratch")
+            if options and not all(_TMPFS_OPTION.fullmatch(option) for option in options.split(",")):
+                raise ValueError(f"{options!r} are no options of a memory folder, like size=1g,mode=1777")
+        return folders
 
     @field_validator("labels")
     @classmethod

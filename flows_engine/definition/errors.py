@@ -1,8 +1,8 @@
 """What can be wrong with a flow definition.
 
-    DefinitionError            a file cannot be used; carries every problem found in it
-      └─ problems: Problem     file, line, field, reason, way out
-    PatternTimeoutError        a pattern is too hard to match against a value; the definition should be simpler
+DefinitionError            a file cannot be used; carries every problem found in it
+  └─ problems: Problem     file, line, field, reason, way out
+PatternTimeoutError        a pattern is too hard to match against a value; the definition should be simpler
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The JSON schema that lets an editor complete and check a definition while it is written.
 
-    python -m flows_engine.definition.json_schema            write flow_definitions/flow.schema.json
-    python -m flows_engine.definition.json_schema --check    exit with 1 if it is not what it would be
+python -m flows_engine.definition.json_schema            write flow_definitions/flow.schema.json
+python -m flows_engine.definition.json_schema --check    exit with 1 if it is not what it would be
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _notes(field: dict[str, Any]) -> dict[str, Any]:
     return {name: field.pop(name) for name in ("title", "description", "default") if name in field}
 
 
-def _lenient(part: Any) -> Any:
+def _lenient(part: Any) -> Any:  # noqa: ANN401 - any part of a JSON document
     if isinstance(part, list):
         return [_lenient(item) for item in part]
     if not isinstance(part, dict):

@@ -13,14 +13,23 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from flows_engine.definition.docker_kwargs import REASONS_FOR_REFUSAL
+from flows_engine.definition.docker_kwargs import REASONS_FOR_REFUSAL, DockerKwargs
 from flows_engine.definition.errors import DefinitionError, Problem
-from flows_engine.definition.schema import FlowDefinition
+from flows_engine.definition.schema import FlowDefinition, Model
 
-_LARGEST_BYTES: Final = 1 << 20
+LARGEST_BYTES: Final = 1 << 20
 _MOST_NODES: Final = 100_000  # a few nested aliases can stand for billions of values
 _DEEPEST: Final = 50
 _NULLS: Final = {"", "~", "null", "Null", "NULL"}
+
+_YAML_HINTS: Final = {
+    "'\\t'": "indent with spaces",
+    "another document": "write each flow into a file of its own",
+    "undefined alias": "put text that begins with * into quotes",
+    "'%'": "put text that begins with % into quotes",
+    "'`'": "put text that begins with ` into quotes",
+    "'@'": "put text that begins with @ into quotes",
+}
 
 FieldPath = tuple[str | int, ...]
 
@@ -55,8 +64,11 @@ def load_definition(path: Path) -> LoadedDefinition:
     return LoadedDefinition(definition=definition, file=path, warnings=tuple(_warnings(path, document)))
 
 
-def read_yaml_mapping(path: Path) -> YamlMapping:
-    """Read a YAML file whose top is a mapping. Raises ``DefinitionError`` where it is not one, or cannot be read."""
+def read_yaml_mapping(path: Path, *, may_be_empty: bool = False) -> YamlMapping:
+    """Read a YAML file whose top is a mapping. Raises ``DefinitionError`` where it is not one, or cannot be read.
+
+    With ``may_be_empty`` a file of comments alone is a mapping without keys.
+    """
     text = _text(path)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -64,16 +76,28 @@ def read_yaml_mapping(path: Path) -> YamlMapping:
         # What was begun and never ended is reported at the end of the file; its beginning is what has to be mended.
         mark = error.context_mark if "end of stream" in str(error.problem) else error.problem_mark
         reason = " ".join(part for part in (error.context, error.problem) if part)
-        hint = "indent with spaces" if "'\\t'" in reason else "is a quote or a bracket not closed?"
+        hint = next(
+            (hint for sign, hint in _YAML_HINTS.items() if sign in reason), "is a quote or a bracket not closed?"
+        )
         raise _whole(path, f"is no YAML: {reason}", line=mark.line + 1 if mark else None, hint=hint) from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except RecursionError:
+        raise _whole(path, "holds values nested too deep") from None
+    # PyYAML lets the ValueError of an impossible escape (`"\\U00110000"`) or version number through.
+    except (ValueError, OverflowError):
+        reason = "is no YAML: an escape like \\U… in a text, or the line %YAML, names what does not exist"
+        raise _whole(path, reason) from None
+    except yaml.YAMLError as error:
         raise _whole(path, f"is no YAML: {' '.join(str(error).split())[:200]}") from None
+    if node is None and may_be_empty:
+        return YamlMapping(values={}, lines={})
     if node is None:
         raise _whole(path, "is empty", hint="the smallest flow has the keys triggers, models and destinations")
     if not isinstance(node, yaml.MappingNode):
-        raise _whole(path, "is not a mapping of keys to values", line=1, hint="begin lines with `key:`, not with a dash")
+        raise _whole(
+            path, "is not a mapping of keys to values", line=1, hint="begin lines with `key:`, not with a dash"
+        )
     reading = _Reading(path)
-    values = reading.value(node, ())
+    values = reading.mapping(node, ())
     if reading.problems:
         raise DefinitionError(tuple(reading.problems))
     return YamlMapping(values=MappingProxyType(values), lines=MappingProxyType(reading.lines))
@@ -82,11 +106,11 @@ def read_yaml_mapping(path: Path) -> YamlMapping:
 def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            content = file.read(_LARGEST_BYTES + 1)
+            content = file.read(LARGEST_BYTES + 1)
     except OSError as error:
         raise _whole(path, f"cannot be read: {error.strerror}") from None
-    if len(content) > _LARGEST_BYTES:
-        raise _whole(path, f"is larger than {_LARGEST_BYTES} bytes")
+    if len(content) > LARGEST_BYTES:
+        raise _whole(path, f"is larger than {LARGEST_BYTES} bytes")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -103,24 +127,44 @@ class _Reading:
         self.lines: dict[FieldPath, int] = {}
         self.problems: list[Problem] = []
 
-    def value(self, node: yaml.Node, field: FieldPath) -> Any:
+    def value(self, node: yaml.Node, field: FieldPath) -> object:
         self._count += 1
         if self._count > _MOST_NODES or len(field) > _DEEPEST:
             raise _whole(self._path, "holds too many values, or values nested too deep", line=node.start_mark.line + 1)
         self.lines.setdefault(field, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, field)
+            return self.mapping(node, field)
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, (*field, number)) for number, item in enumerate(node.value)]
         plain = isinstance(node, yaml.ScalarNode) and node.style is None
-        return None if plain and node.value in _NULLS else node.value
+        return None if plain and node.value in _NULLS else self._text(node, field)
 
-    def _mapping(self, node: yaml.MappingNode, field: FieldPath) -> dict[str, Any]:
+    def _text(self, node: yaml.Node, field: FieldPath) -> str:
+        text: str = node.value
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            self.problems.append(
+                Problem(
+                    file=self._path,
+                    line=node.start_mark.line + 1,
+                    field=dotted(field),
+                    reason="holds half of a character (a lone surrogate)",
+                    hint="write the character itself",
+                )
+            )
+            return ""
+        return text
+
+    def mapping(self, node: yaml.MappingNode, field: FieldPath) -> dict[str, Any]:
+        self.lines.setdefault(field, node.start_mark.line + 1)
         values: dict[str, Any] = {}
         for key, item in node.value:
             line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode):
+                key.value = self._text(key, field)
             if not isinstance(key, yaml.ScalarNode):
-                self.problems.append(Problem(file=self._path, line=line, field=dotted(field), reason="a key is no text"))
+                self.problems.append(
+                    Problem(file=self._path, line=line, field=dotted(field), reason="a key is no text")
+                )
             elif key.value in values:
                 self.problems.append(
                     Problem(file=self._path, line=line, field=dotted((*field, key.value)), reason="stands here twice")
@@ -148,8 +192,14 @@ def _problem(path: Path, lines: Mapping[FieldPath, int], details: ErrorDetails) 
         reason, hint = _unknown_key(details["loc"], key)
     elif kind == "missing":
         reason, hint = "is missing", _MISSING.get(key, "")
+    elif details["input"] is None:
+        reason, hint = "has no value", _MISSING.get(key, "give it a value, or leave the key out")
+    elif kind == "too_short":
+        reason, hint = "is empty", _MISSING.get(key, "")
     elif kind == "value_error":
         reason, hint = str(details["ctx"]["error"]), ""
+    elif kind == "condition":
+        reason, hint = details["msg"], ""
     else:
         reason, hint = _plain(details), ""
     return Problem(file=path, line=line, field=dotted(field), reason=reason, hint=hint)
@@ -179,12 +229,11 @@ def _place(lines: Mapping[FieldPath, int], location: tuple[int | str, ...]) -> t
     """
     field: FieldPath = ()
     for number, part in enumerate(location):
-        if (*field, part) in lines or number == len(location) - 1:
+        if part == "static_mounts" and (*field, "static_mount") in lines:
+            field = (*field, "static_mount")
+        # The number of the one item of a list that was written without the list is left out.
+        elif (*field, part) in lines or (number == len(location) - 1 and isinstance(part, str)):
             field = (*field, part)
-        elif part == 0:
-            continue  # the one item of a list that was written without the list
-    if len(field) > 1 and field not in lines and not isinstance(field[-1], int) and field[-1] in {"str", "bool"}:
-        field = field[:-1]
     for length in range(len(field), -1, -1):
         if field[:length] in lines:
             return field, lines[field[:length]]
@@ -194,20 +243,38 @@ def _place(lines: Mapping[FieldPath, int], location: tuple[int | str, ...]) -> t
 def _unknown_key(location: tuple[int | str, ...], key: str) -> tuple[str, str]:
     if "docker_kwargs" in location and key in REASONS_FOR_REFUSAL:
         return "is not allowed", REASONS_FOR_REFUSAL[key]
-    known = _known_keys(FlowDefinition, location[:-1])
+    model = _model_at(location[:-1])
+    if model is Model and key in DockerKwargs.model_fields.keys() | REASONS_FOR_REFUSAL.keys():
+        return "is no key of a model", "what is meant for Docker is written below docker_kwargs"
+    known = list(model.model_fields)
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return "is no known key", f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
 
 
-def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+_PLAIN: Final = {
+    "int_": "is no whole number",
+    "float_": "is no number",
+    "bool_": "is neither true nor false",
+    "string_type": "is not text",
+    "model_": "is not a mapping of keys to values",
+    "dict_": "is not a mapping of keys to values",
+    "tuple_": "is not a list",
+    "less_than_equal": "is greater than {le:g}",
+    "greater_than_equal": "is less than {ge:g}",
+    "greater_than": "is not greater than {gt:g}",
+}
+
+
+def _model_at(location: tuple[int | str, ...]) -> type[BaseModel]:
+    model: type[BaseModel] = FlowDefinition
     for part in location:
         field = model.model_fields.get(str(part))
         if field is not None:
             model = next(iter(_models_in(field.annotation)), model)
-    return list(model.model_fields)
+    return model
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
@@ -215,8 +282,11 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _plain(details: ErrorDetails) -> str:
-    message = details["msg"][:1].lower() + details["msg"][1:]
-    given = details["input"]
+    kind, given = details["type"], details["input"]
+    message = next((reason for start, reason in _PLAIN.items() if kind.startswith(start)), "")
+    message = message.format(**details.get("ctx", {}))
+    if not message:
+        message = details["msg"][:1].lower() + details["msg"][1:]
     return f"{message}; it says {given!r}" if isinstance(given, str | int | float | bool) else message
 
 
@@ -228,6 +298,10 @@ def _warnings(path: Path, document: YamlMapping) -> Iterator[Problem]:
             for mount in [mounts] if isinstance(mounts, str) else mounts:
                 if isinstance(mount, str) and mount.endswith(":ro"):
                     field: FieldPath = ("models", number, key) if isinstance(models, list) else ("models", key)
-                    yield Problem(file=path, line=document.lines.get(field), field=dotted(field),
-                                  reason=f"{mount!r} ends with :ro, which means nothing: static mounts are read-only",
-                                  hint="leave it out")
+                    yield Problem(
+                        file=path,
+                        line=document.lines.get(field),
+                        field=dotted(field),
+                        reason=f"{mount!r} ends with :ro, which means nothing: static mounts are read-only",
+                        hint="leave it out",
+                    )

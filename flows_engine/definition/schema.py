@@ -1,17 +1,19 @@
 """A flow definition as a value: frozen, typed, and only ever valid.
 
-The YAML reader hands over every scalar as the text its author wrote (``version: 1.10`` stays ``1.10``), and Prefect hands
-back JSON with numbers and booleans; both become the same values here.
+The YAML reader hands over every scalar as the text its author wrote (``version: 1.10`` stays ``1.10``), and Prefect
+hands back JSON with numbers and booleans; both become the same values here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Self
+from typing import Annotated, Final, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -29,7 +31,26 @@ from flows_engine.definition.docker_kwargs import DockerKwargs
 from flows_engine.definition.leniency import Text, as_list, boolean_or_text
 from flows_engine.definition.trigger import Trigger
 
+_KIND_OF_GPU: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+
+# A month; beyond about 290 years the clocks of threads and sockets overflow.
+_LONGEST_TIMEOUT_SECONDS: Final = 31 * 86_400
+
 Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def ae_title(written: str) -> str:
+    """Return a title without the spaces around it, which mean nothing (PS3.5 table 6.2-1).
+
+    Raises ``ValueError`` for what is no title: 1 to 16 printable ASCII characters, none of them a backslash.
+    """
+    title = written.strip(" ")
+    if not 1 <= len(title) <= 16 or not (title.isascii() and title.isprintable()) or "\\" in title:
+        raise ValueError("is no AE title: 1 to 16 ASCII characters, without a backslash")
+    return title
+
+
+AETitle = Annotated[Text, AfterValidator(ae_title)]
 
 
 class _Part(BaseModel):
@@ -46,12 +67,12 @@ class StaticMount(_Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_text(cls, value: Any) -> Any:
+    def _from_text(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        source, separator, target = value.removesuffix(":ro").partition(":")
-        if not separator:
-            raise ValueError("is no static mount; write SOURCE:/place/in/the/container")
+        source, _, target = value.removesuffix(":ro").partition(":")
+        if not target or ":" in target:
+            raise ValueError("is no static mount; write SOURCE:/place/in/the/container, it is always read-only")
         return {"source": source.strip(), "target": target.strip()}
 
     @model_serializer
@@ -60,14 +81,20 @@ class StaticMount(_Part):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"type": "string", "title": "StaticMount", "description": "SOURCE:/place, SOURCE being below STATIC_DIR."}
+        return {
+            "type": "string",
+            "title": "StaticMount",
+            "description": "SOURCE:/place, SOURCE being below STATIC_DIR.",
+        }
 
     @field_validator("source")
     @classmethod
     def _inside_static_dir(cls, source: str) -> str:
         path = PurePosixPath(source)
-        if not source or path.is_absolute() or ".." in path.parts or not path.parts:
+        if path.is_absolute() or ".." in path.parts or not path.parts:
             raise ValueError("the source has to lie inside STATIC_DIR; write its path from there")
+        if not source.isprintable():
+            raise ValueError("the source holds characters that cannot be seen")
         return str(path)
 
     @field_validator("target")
@@ -79,15 +106,15 @@ class StaticMount(_Part):
 def container_folder(written: str) -> str:
     """Return a folder of a container in its shortest form. Raises ``ValueError`` where nothing may be mounted."""
     path = PurePosixPath(written)
-    if not path.is_absolute() or ".." in path.parts or "\0" in written:
-        raise ValueError("is no absolute path without `..`, like /input")
+    if not path.is_absolute() or ".." in path.parts or not written.isprintable() or ":" in written:
+        raise ValueError("is no absolute path without `..` and colons, like /input")
     if path.parts[1:2] in ((), ("proc",), ("sys",), ("dev",)) or "docker.sock" in path.name:
         raise ValueError(f"nothing can be mounted at {path}")
     return "/" + "/".join(path.parts[1:])
 
 
 class Model(_Part):
-    """One container of a flow: it reads ``input_dir`` and writes ``output_dir``. ``timeout`` is in seconds of run time."""
+    """One container of a flow: reads ``input_dir``, writes ``output_dir``. ``timeout`` is in seconds of run time."""
 
     docker_kwargs: DockerKwargs
     gpu: Annotated[bool | str, BeforeValidator(boolean_or_text)] = False
@@ -95,12 +122,12 @@ class Model(_Part):
     output_dir: str = "/output"
     input_writable: bool = False
     pull_before_exec: bool = True
-    timeout: float = Field(default=1800, gt=0, allow_inf_nan=False)
+    timeout: float = Field(default=1800, gt=0, le=_LONGEST_TIMEOUT_SECONDS, allow_inf_nan=False)
     static_mounts: Annotated[tuple[StaticMount, ...], BeforeValidator(as_list)] = ()
 
     @model_validator(mode="before")
     @classmethod
-    def _one_static_mount(cls, value: Any) -> Any:
+    def _one_static_mount(cls, value: object) -> object:
         if not isinstance(value, dict) or "static_mount" not in value:
             return value
         if "static_mounts" in value:
@@ -115,14 +142,15 @@ class Model(_Part):
     @field_validator("gpu")
     @classmethod
     def _kind_of_gpu(cls, gpu: bool | str) -> bool | str:
-        if isinstance(gpu, str) and not gpu.replace("-", "").replace("_", "").isalnum():
-            raise ValueError("is true, false, or a kind of GPU made of letters and digits, like a100")
+        if isinstance(gpu, str) and not _KIND_OF_GPU.fullmatch(gpu):
+            raise ValueError("is neither true (one GPU) nor false nor a kind of GPU, which begins with a letter")
         return gpu
 
     @model_validator(mode="after")
     def _places_apart(self) -> Self:
         places = [PurePosixPath(self.input_dir), PurePosixPath(self.output_dir)]
-        places += {PurePosixPath(mount.target) for mount in self.static_mounts}
+        places += dict.fromkeys(PurePosixPath(mount.target) for mount in self.static_mounts)
+        places += (PurePosixPath(container_folder(folder)) for folder in self.docker_kwargs.tmpfs or {})
         for number, place in enumerate(places):
             for other in places[number + 1 :]:
                 if place.is_relative_to(other) or other.is_relative_to(place):
@@ -135,17 +163,7 @@ class Node(_Part):
 
     host: Text = Field(min_length=1, pattern=r"^[^\s/]+$")
     port: Port
-    ae_title: Text
-
-    @field_validator("ae_title")
-    @classmethod
-    def _application_entity(cls, title: str) -> str:
-        """Check the AE value representation (PS3.5 table 6.2-1)."""
-        stripped = title.strip(" ")
-        printable = stripped.isascii() and stripped.isprintable() and "\\" not in stripped
-        if not 1 <= len(stripped) <= 16 or not printable:
-            raise ValueError("is no AE title: 1 to 16 ASCII characters, without a backslash")
-        return stripped
+    ae_title: AETitle
 
 
 class FlowDefinition(_Part):

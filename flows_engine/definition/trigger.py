@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 import regex
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_serializer, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
@@ -18,7 +19,8 @@ from flows_engine.definition.errors import PatternTimeoutError
 from flows_engine.definition.leniency import as_list, as_text
 
 _SECONDS_PER_VALUE: Final = 1.0
-_NUMBERED_TAG: Final = re.compile(r"\(?([0-9A-Fa-f]{4})[,]?\s*([0-9A-Fa-f]{4})\)?")
+_NUMBERED_TAG: Final = re.compile(r"([0-9A-Fa-f]{4})([0-9A-Fa-f]{4})|\(([0-9A-Fa-f]{4}),\s*([0-9A-Fa-f]{4})\)")
+_LONGEST_PATTERN: Final = 1000
 # What has no text to search in (PS3.5 6.2).
 _WITHOUT_TEXT: Final = {"SQ", "OB", "OW", "OD", "OF", "OL", "OV", "UN"}
 
@@ -48,10 +50,14 @@ class Pattern(BaseModel):
         text = written.removeprefix("~") if negated else written
         if not text:
             raise ValueError('a pattern is empty; write ".*" for any value')
+        if len(text) > _LONGEST_PATTERN:
+            raise ValueError(f"a pattern is longer than {_LONGEST_PATTERN} characters; make several of it")
         try:
             _compiled(text)
         except regex.error as error:
             raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+        except RecursionError:
+            raise ValueError("the parentheses of a pattern are nested too deep; write it more simply") from None
         return cls(text=text, negated=negated)
 
     def search(self, value: str) -> bool:
@@ -59,7 +65,9 @@ class Pattern(BaseModel):
         try:
             return _compiled(self.text).search(value, timeout=_SECONDS_PER_VALUE) is not None
         except TimeoutError:
-            raise PatternTimeoutError(f"the pattern {self.text!r} takes too long to match; write it more simply") from None
+            raise PatternTimeoutError(
+                f"the pattern {self.text!r} takes too long to match; write it more simply"
+            ) from None
 
 
 class Condition(BaseModel):
@@ -81,20 +89,29 @@ class Trigger(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_mapping(cls, value: Any) -> Any:
+    def _from_mapping(cls, value: object) -> object:
+        if isinstance(value, cls):
+            return value
         if not isinstance(value, dict):
-            raise ValueError("a trigger is a mapping of DICOM tags to patterns, like {Modality: CT}")
+            # pydantic turns a ValueError into a finding, and lets a TypeError through.
+            raise ValueError("a trigger is a mapping of DICOM tags to patterns, like {Modality: CT}")  # noqa: TRY004
         if set(value) == {"conditions"} and isinstance(value["conditions"], tuple):
             return value
         if not value:
             raise ValueError('the trigger is empty and would fire on everything; say so with {SOPClassUID: ".*"}')
-        conditions = [_condition(str(written), patterns) for written, patterns in value.items()]
-        seen: dict[str, str] = {}
-        for condition in conditions:
-            if condition.tag in seen:
-                raise ValueError(f"{seen[condition.tag]} and {condition.written} are the same tag; make them one list")
-            seen[condition.tag] = condition.written
-        return {"conditions": tuple(conditions)}
+        conditions: dict[str, Condition] = {}
+        wrong: list[InitErrorDetails] = []
+        for written, patterns in value.items():
+            try:
+                condition = _condition(str(written), patterns, before=conditions)
+            except ValueError as error:
+                kind = PydanticCustomError("condition", "{reason}", {"reason": str(error)})
+                wrong.append(InitErrorDetails(type=kind, loc=(str(written),), input=patterns))
+            else:
+                conditions[condition.tag] = condition
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return {"conditions": tuple(conditions.values())}
 
     @model_serializer
     def _to_mapping(self) -> dict[str, list[str]]:
@@ -106,32 +123,34 @@ class Trigger(BaseModel):
         return {
             "type": "object",
             "title": "Trigger",
-            "description": "DICOM tag (keyword, GGGGEEEE or (gggg,eeee)): pattern, or list of patterns that must all hold. "
-            "A pattern is a regular expression, searched anywhere in the value; ~ in front: must not match.",
+            "description": "DICOM tag (keyword, GGGGEEEE or (gggg,eeee)): pattern, or list of patterns that must all "
+            "hold. A pattern is a regular expression, searched anywhere in the value; ~ in front: must not match.",
             "minProperties": 1,
             "additionalProperties": {"anyOf": [pattern, {"type": "array", "minItems": 1, "items": pattern}]},
         }
 
 
-def _condition(written: str, patterns: Any) -> Condition:
+def _condition(written: str, patterns: object, *, before: Mapping[str, Condition]) -> Condition:
     tag = parse_tag(written)
-    texts = [as_text(pattern) for pattern in as_list(patterns)]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{written} needs a pattern, or a list of patterns")
-    try:
-        return Condition(tag=tag, written=written, patterns=tuple(Pattern.parse(text) for text in texts))
-    except ValueError as error:
-        raise ValueError(f"{written}: {error}") from None
+    if tag in before:
+        raise ValueError(f"is the same tag as {before[tag].written}; make one list of their patterns")
+    listed = as_list(patterns)
+    written_patterns = [as_text(pattern) for pattern in listed] if isinstance(listed, list | tuple) else []
+    texts = [text for text in written_patterns if isinstance(text, str)]
+    if not texts or len(texts) < len(written_patterns):
+        raise ValueError('needs a pattern, or a list of patterns; for any value write ".*"')
+    return Condition(tag=tag, written=written, patterns=tuple(Pattern.parse(text) for text in texts))
 
 
 def parse_tag(written: str) -> str:
     """Return a tag given as keyword, ``GGGGEEEE`` or ``(gggg,eeee)`` as ``GGGGEEEE``. Raises ``ValueError``."""
     numbered = _NUMBERED_TAG.fullmatch(written.strip())
     if numbered:
-        number = int("".join(numbered.groups()), 16)
+        number = int("".join(part for part in numbered.groups() if part), 16)
     else:
         known = tag_for_keyword(written.strip())
-        if known is None:
+        # The dictionary lists some retired elements without a keyword: the empty text finds one of them.
+        if known is None or not written.strip():
             raise ValueError(f"{written!r} is no DICOM keyword{_suggestion(written)}")
         number = known
     try:
@@ -139,10 +158,10 @@ def parse_tag(written: str) -> str:
     except KeyError:
         representation = ""  # a private tag: what it holds is known when it comes
     if _WITHOUT_TEXT.intersection(representation.split(" or ")):
-        raise ValueError(f"{written} is of type {representation}, which has no text to match")
+        raise ValueError(f"is of type {representation}, which has no text to match; name a tag that has text")
     return f"{number:08X}"
 
 
 def _suggestion(written: str) -> str:
-    close = difflib.get_close_matches(written, (entry[4] for entry in DicomDictionary.values()), n=1)
+    close = difflib.get_close_matches(written, [entry[4] for entry in DicomDictionary.values() if entry[4]], n=1)
     return f"; did you mean {close[0]}?" if close else ", and no tag like GGGGEEEE or (gggg,eeee) either"

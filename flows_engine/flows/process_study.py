@@ -29,7 +29,7 @@ def remove_containers(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]
 
 
 @prefect.flow(name=FLOW_NAME, on_crashed=[remove_containers], on_cancellation=[remove_containers])
-def process_study(
+def process_study(  # noqa: PLR0917 - Prefect passes them by name
     study_id: str,
     study_uri: str,  # noqa: ARG001 - for workers that do not share the gateway's disk
     sender: Sender,
@@ -43,9 +43,10 @@ def process_study(
     """
     run_id = str(runtime.flow_run.id)
     try:
-        last = _run_models(definition, run_id=run_id, study_id=study_id)
-        announce("Finished")
-        sent = _send(definition, last, sender=sender, run_id=run_id)
+        with site_engine().claim(run_id=run_id):
+            last = _run_models(definition, run_id=run_id, study_id=study_id)
+            announce("Finished")
+            sent = _send(definition, last, sender=sender, run_id=run_id)
     except EngineError as error:
         get_run_logger().error("%s", error)
         return Failed(message=str(error))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,12 @@ from pydicom.datadict import tag_for_keyword
 
 from flows_engine.definition.errors import DefinitionError
 from flows_engine.definition.loading import read_yaml_mapping
+from flows_engine.definition.schema import AETitle
+from flows_engine.definition.trigger import parse_tag
 
 _INSTALLED: Final = Path("/opt/DicomFlow")
 _CONF_DIR: Final = _INSTALLED / "conf.d"
+_GPU_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:/-]{0,79}")
 _LATER: Final = {"GROUP_BY", "STUDY_IDLE_SECONDS", "ALLOWED_PEERS"}
 
 
@@ -34,7 +38,7 @@ def _folder(name: str) -> Path:
     return installed if installed.is_dir() else Path.cwd() / name
 
 
-def _words(value: Any) -> Any:
+def _words(value: object) -> object:
     """Return the words of a text (``0 2 5``, ``0,2,5`` or JSON) as a list; anything else as it is."""
     if not isinstance(value, str):
         return [] if value is None else value
@@ -46,22 +50,50 @@ def _words(value: Any) -> Any:
     return value.replace(",", " ").split()
 
 
-def _texts(value: Any) -> Any:
+def _texts(value: object) -> list[str]:
     words = _words(value)
     return [str(word) for word in words] if isinstance(words, list | tuple) else [str(words)]
 
 
-def _keywords(value: Any) -> Any:
+def _keywords(value: object) -> list[str]:
     words = _texts(value)
     for word in words:
-        if tag_for_keyword(word) is None:
-            raise ValueError(f"{word!r} is no DICOM keyword")
+        parse_tag(word)
+        if not tag_for_keyword(word):
+            raise ValueError(f"{word!r} is a tag; write its keyword, like SeriesInstanceUID")
     return words
 
 
-def _log_level(value: Any) -> Any:
+def _gpu_ids(value: object) -> list[str]:
+    ids = _texts(value)
+    for gpu in ids:
+        if not _GPU_ID.fullmatch(gpu):
+            raise ValueError(f"{gpu!r} is no id of a GPU, like 0 or GPU-8f6c…; `nvidia-smi -L` lists them")
+    if len(set(ids)) < len(ids):
+        raise ValueError("a GPU is named twice")
+    return ids
+
+
+def _absolute(value: object) -> object:
+    """Return a folder in its absolute form, so that it means the same in every process."""
+    if not isinstance(value, str | Path):
+        return value
+    if not str(value).strip():
+        raise ValueError("is empty; name a folder")
+    return Path(str(value).strip()).expanduser().absolute()
+
+
+def _absolute_or_none(value: object) -> object:
+    return None if value is None or value == "" else _absolute(value)
+
+
+def _log_level(value: object) -> object:
     names = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
     return names.get(value.upper(), value) if isinstance(value, str) else value
+
+
+Folder = Annotated[Path, BeforeValidator(_absolute)]
+Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
 
 class SiteSettings(BaseModel):
@@ -71,24 +103,24 @@ class SiteSettings(BaseModel):
         frozen=True, extra="forbid", alias_generator=AliasGenerator(alias=str.upper), populate_by_name=True
     )
 
-    data_dir: Path = Field(default_factory=lambda: _folder("data"))
+    data_dir: Folder = Field(default_factory=lambda: _folder("data"))
     """Everything that is received and made. One file system."""
-    flow_directory: Path = Field(default_factory=lambda: _folder("flow_definitions"))
-    static_dir: Path = Field(default_factory=lambda: _folder("static"))
-    log_dir: Path | None = None
+    flow_directory: Folder = Field(default_factory=lambda: _folder("flow_definitions"))
+    static_dir: Folder = Field(default_factory=lambda: _folder("static"))
+    log_dir: Annotated[Path | None, BeforeValidator(_absolute_or_none)] = None
     """Default: ``DATA_DIR/logs``."""
-    ae_title: str = Field(default="STORESCP", min_length=1, max_length=16, pattern=r"^[ -\[\]-~]*[!-\[\]-~][ -\[\]-~]*$")
+    ae_title: AETitle = "STORESCP"
     ae_hostname: str = "localhost"
     ae_port: int = Field(default=10000, ge=0, le=65535)
     pynetdicom_log_level: Literal["none", "standard", "debug"] = "standard"
     log_level: Annotated[int, BeforeValidator(_log_level)] = Field(default=20, ge=0, le=50)
     tar_subdir: Annotated[tuple[str, ...], BeforeValidator(_keywords)] = ()
-    gpus: Annotated[tuple[str, ...], BeforeValidator(_texts)] = ()
+    gpus: Annotated[tuple[str, ...], BeforeValidator(_gpu_ids)] = ()
     cpu_slots: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2), ge=1)
     """How many flow runs of the pool ``cpu`` this host runs at once."""
     incomplete: Literal["hold", "process"] = "hold"
     """What becomes of a study whose association did not end by a release."""
-    send_retry_delays_seconds: Annotated[tuple[float, ...], BeforeValidator(_words)] = (5, 30, 120)
+    send_retry_delays_seconds: Annotated[tuple[Seconds, ...], BeforeValidator(_words)] = (5.0, 30.0, 120.0)
     """How long to wait before each further attempt to reach a destination."""
 
     def as_environment(self) -> dict[str, str]:
@@ -113,12 +145,21 @@ def load_site_settings(environ: Mapping[str, str]) -> LoadedSettings:
     named = environ.get("CONF_DIR")
     folder = Path(named) if named else _CONF_DIR
     if named and not folder.is_dir():
-        raise SettingsError(f"environment: CONF_DIR: {folder} is no folder")
-    for path in sorted(folder.glob("*.yaml")) if folder.is_dir() else []:
+        raise SettingsError(f"environment: CONF_DIR: {folder} is no folder; name one that is there, or take it out")
+    for path in _conf_files(folder):
         reading.take_file(path)
     for name, value in environ.items():
         reading.take_environment(name, value)
     return reading.result()
+
+
+def _conf_files(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".yaml" and not path.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SettingsError(f"{folder}: cannot be read as the folder CONF_DIR: {error.strerror}") from error
 
 
 class _Reading:
@@ -132,7 +173,7 @@ class _Reading:
 
     def take_file(self, path: Path) -> None:
         try:
-            document = read_yaml_mapping(path)
+            document = read_yaml_mapping(path, may_be_empty=True)
         except DefinitionError as error:
             self._problems += map(str, error.problems)
             return
@@ -145,7 +186,7 @@ class _Reading:
         elif name.startswith("RABBIT_"):
             self._no_longer_used(name, origin="environment")
 
-    def _take(self, name: str, value: Any, *, origin: str, from_file: bool) -> None:
+    def _take(self, name: str, value: object, *, origin: str, from_file: bool) -> None:
         if name in self._names:
             self._values[name], self._origins[name] = value, origin
         elif name in _LATER:
@@ -153,7 +194,12 @@ class _Reading:
         elif name.startswith("RABBIT_"):
             self._no_longer_used(name, origin=origin)
         elif name.startswith("PREFECT_") and from_file:
-            self._prefect[name] = str(value)
+            if isinstance(value, str):
+                self._prefect[name] = value
+            else:
+                self._problems.append(
+                    f"{origin}: {name}: is not text; write the value as Prefect's documentation has it"
+                )
         else:
             close = difflib.get_close_matches(name.upper(), self._names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(self._names)}, and PREFECT_…"
@@ -169,7 +215,8 @@ class _Reading:
             for details in error.errors(include_url=False):
                 name = str(details["loc"][0])
                 reason = details["msg"].removeprefix("Value error, ")
-                self._problems.append(f"{self._origins.get(name, 'default')}: {name}: {reason}; it says {details['input']!r}")
+                origin = self._origins.get(name, "default")
+                self._problems.append(f"{origin}: {name}: {reason}; it says {details['input']!r}")
         if self._problems:
             raise SettingsError("\n".join(self._problems))
         return LoadedSettings(

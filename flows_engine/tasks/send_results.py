@@ -12,7 +12,7 @@ from flows_engine.wiring import site_engine
 
 @task(name="send results", persist_result=True, result_serializer="json", retry_condition_fn=may_pass)
 def send_results(output_dir: str, *, node: Node, number: int, run_id: str) -> DeliveryResult:
-    """Send what lies in ``output_dir`` to ``node``, destination number ``number`` of the run. Raises an ``EngineError``."""
+    """Send ``output_dir`` to ``node``, destination number ``number`` of the run. Raises an ``EngineError``."""
     return site_engine().deliver(
         output_dir=output_dir, node=node, number=number, run_id=run_id, logger=get_run_logger()
     )

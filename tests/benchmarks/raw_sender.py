@@ -1,4 +1,4 @@
-"""A C-STORE sender that does nothing but write prepared bytes, so that a measurement shows the receiver and not the sender.
+"""A C-STORE sender that only writes prepared bytes: what is measured is the receiver, and not the sender.
 
 One association, one presentation context, instances one after another (PS3.8 9.3, PS3.7 9.3.1).
 """

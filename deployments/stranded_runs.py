@@ -1,0 +1,100 @@
+"""Flow runs whose process is gone without a word: a power cut, a host that was switched off, Ctrl-C.
+
+Prefect would show them as Running for ever. A worker that starts takes up those of its own host: finished models are
+not run again, so a run goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkerFilter,
+    WorkerFilterStatus,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
+from prefect.states import AwaitingRetry, Cancelled, Crashed
+
+from flows_engine.definition.naming import FLOW_NAME
+from flows_engine.run_claim import began_here, is_claimed
+
+logger = logging.getLogger(__name__)
+
+_MOST_STARTS: Final = 5
+# From its submission by a worker that has since died, a run's process takes seconds until it claims the run.
+_SETTLING_SECONDS: Final = 30.0
+
+
+def resume_stranded_runs(
+    client: SyncPrefectClient,
+    *,
+    pool: str,
+    worker_name: str,
+    runs_folder: Path,
+    remove_containers: Callable[[str], int],
+) -> int:
+    """Schedule the stranded runs of this host again and return how many there were. For before a worker starts.
+
+    A run that another host may be executing is left alone. One that was started many times is given up, visibly: it is
+    probably what kills its process.
+    """
+    alone = not _other_workers(client, pool=pool, worker_name=worker_name)
+    resumed = 0
+    for run in _unfinished(client, pool=pool):
+        folder = runs_folder / str(run.id)
+        if not began_here(folder):
+            if not alone:
+                continue
+            _let_settle(run, folder)
+        if is_claimed(folder):
+            continue
+        remove_containers(str(run.id))
+        _resume(client, run)
+        resumed += 1
+    return resumed
+
+
+def _other_workers(client: SyncPrefectClient, *, pool: str, worker_name: str) -> bool:
+    online = WorkerFilter(status=WorkerFilterStatus(any_=[WorkerStatus.ONLINE]))
+    workers = client.read_workers_for_work_pool(pool, worker_filter=online)
+    return any(worker.name != worker_name for worker in workers)
+
+
+def _unfinished(client: SyncPrefectClient, *, pool: str) -> list[FlowRun]:
+    begun = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+    return client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW_NAME])),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun))),
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+        limit=200,
+    )
+
+
+def _let_settle(run: FlowRun, folder: Path) -> None:
+    begun = run.state.timestamp if run.state else datetime.now(UTC)
+    while not began_here(folder) and (datetime.now(UTC) - begun).total_seconds() < _SETTLING_SECONDS:
+        time.sleep(0.5)
+
+
+def _resume(client: SyncPrefectClient, run: FlowRun) -> None:
+    if run.state is not None and run.state.type == StateType.CANCELLING:
+        state: State[Any] = Cancelled(message="its process was gone before it could be cancelled")
+    elif run.run_count >= _MOST_STARTS:
+        state = Crashed(message=f"its process was gone after each of {run.run_count} starts; retry it by hand")
+    else:
+        state = AwaitingRetry(message="its process was gone; it goes on where it was cut off")
+    client.set_flow_run_state(run.id, state, force=True)
+    logger.warning("run %s was stranded; now %s", run.id, state.name, extra={"action": "run_resumed"})

@@ -1,0 +1,26 @@
+"""A worker of this host: takes up what an earlier one left behind, then becomes Prefect's own process worker."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from prefect.client.orchestration import get_client
+
+from deployments.stranded_runs import resume_stranded_runs
+from flows_engine.wiring import site_engine
+
+
+def serve(*, pool: str, name: str, slots: int) -> None:
+    """Become a worker of ``pool`` that runs up to ``slots`` flow runs at once. Does not return."""
+    engine = site_engine()
+    with get_client(sync_client=True) as client:
+        resume_stranded_runs(
+            client,
+            pool=pool,
+            worker_name=name,
+            runs_folder=engine.runs,
+            remove_containers=lambda run_id: engine.remove_containers(run_id=run_id),
+        )
+    worker = ("worker", "start", "--pool", pool, "--type", "process", "--name", name, "--limit", str(slots))
+    os.execv(sys.executable, [sys.executable, "-m", "prefect", *worker])  # noqa: S606

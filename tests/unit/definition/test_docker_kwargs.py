@@ -1,0 +1,126 @@
+"""What a flow may ask of Docker, and what it may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import docker.models.containers
+import pytest
+from docker.utils import parse_bytes, split_command
+from pydantic import ValidationError
+
+from flows_engine.definition.docker_kwargs import REASONS_FOR_REFUSAL, DockerKwargs
+
+
+def kwargs(**values: Any) -> DockerKwargs:
+    return DockerKwargs.model_validate({"image": "busybox", **values})
+
+
+@pytest.mark.parametrize("name", sorted(REASONS_FOR_REFUSAL))
+def test_what_a_container_may_not_have_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kwargs(**{name: "host"})
+
+    assert [error["type"] for error in caught.value.errors()] == ["extra_forbidden"]
+
+
+def test_nothing_is_both_allowed_and_refused() -> None:
+    assert not REASONS_FOR_REFUSAL.keys() & DockerKwargs.model_fields.keys()
+
+
+def test_every_allowed_argument_is_one_of_docker_py() -> None:
+    known = {*docker.models.containers.RUN_CREATE_KWARGS, *docker.models.containers.RUN_HOST_CONFIG_KWARGS}
+
+    assert set(DockerKwargs.model_fields) <= known
+
+
+def test_only_what_was_set_is_handed_on_without_image_and_network() -> None:
+    given = kwargs(
+        command=["sh", "-c", "x"], environment={"A": 0}, mem_limit="8g", network_disabled=False, read_only=True
+    )
+
+    assert given.create_options() == {
+        "command": ["sh", "-c", "x"],
+        "environment": {"A": "0"},
+        "mem_limit": "8g",
+        "read_only": True,
+    }
+    assert kwargs().create_options() == {}
+
+
+@pytest.mark.parametrize("network_disabled", [True, "true", "yes"])
+def test_a_container_has_no_network_by_default(network_disabled: object) -> None:
+    assert kwargs().network_disabled is kwargs(network_disabled=network_disabled).network_disabled is True
+    assert kwargs(network_disabled="false").network_disabled is False
+
+
+def test_an_environment_may_be_a_list() -> None:
+    assert kwargs(environment=["A=1", "B=x=y", "C="]).environment == {"A": "1", "B": "x=y", "C": ""}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [["A"], {"A=B": "1"}, {"": "1"}, {"A": "x\0"}, {"A": None}, "A=1", {"NVIDIA_VISIBLE_DEVICES": "all"}, [None]],
+)
+def test_an_environment_that_means_nothing_or_takes_gpus_is_refused(environment: object) -> None:
+    with pytest.raises(ValidationError):
+        kwargs(environment=environment)
+
+
+@pytest.mark.parametrize(
+    "image", ["busybox", "registry.example:5000/team/model:1.2", "a/b@sha256:" + "0" * 64, "model_1.x"]
+)
+def test_references_of_images_are_taken(image: str) -> None:
+    assert kwargs(image=image).image == image
+
+
+@pytest.mark.parametrize("image", ["", " ", "-x", "a b", "a;b", "$(x)", "../x", "a\nb", None])
+def test_what_is_no_reference_is_refused(image: object) -> None:
+    with pytest.raises(ValidationError):
+        kwargs(image=image)
+
+
+@pytest.mark.parametrize("size", ["8g", "512m", "1.5G", "1024", "64kb", 1024])
+def test_a_size_is_one_that_docker_py_understands(size: object) -> None:
+    assert parse_bytes(kwargs(mem_limit=size).mem_limit) > 0
+
+
+@pytest.mark.parametrize("size", ["8 gigabytes", "-1", "g", "", True, "1e9", "\u0661"])
+def test_what_is_no_size_is_refused(size: object) -> None:
+    with pytest.raises(ValidationError):
+        kwargs(mem_limit=size)
+
+
+def test_swap_may_be_unlimited() -> None:
+    assert parse_bytes(kwargs(memswap_limit=-1).memswap_limit) == -1
+
+
+def test_a_command_is_one_that_docker_py_can_split() -> None:
+    command = kwargs(command="sh -c 'echo $A; cp -r /input/. /output/'").command
+
+    assert split_command(str(command)) == ["sh", "-c", "echo $A; cp -r /input/. /output/"]
+    with pytest.raises(ValidationError, match="quote"):
+        kwargs(command="sh -c 'echo")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"working_dir": "app"},
+        {"tmpfs": {"scratch": ""}},
+        {"tmpfs": {"/scratch": "exec,bind=/etc"}},
+        {"labels": {"dicomflow.run": "x"}},
+        {"mem_swappiness": 101},
+        {"nano_cpus": 0},
+        {"command": ["a", None]},
+    ],
+)
+def test_values_that_the_engine_would_not_take_or_that_are_ours_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        kwargs(**values)
+
+
+def test_a_memory_folder_with_options_is_taken() -> None:
+    assert kwargs(tmpfs={"/scratch": "size=1g,mode=1777"}).create_options()["tmpfs"] == {
+        "/scratch": "size=1g,mode=1777"
+    }

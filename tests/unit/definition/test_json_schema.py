@@ -1,0 +1,91 @@
+"""The schema for editors: fresh, valid, and neither stricter nor blinder than the loader where an author types."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from flows_engine.definition.json_schema import SCHEMA_FILE, flow_schema, main
+from flows_engine.definition.loading import load_definition
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = sorted((ROOT / "flow_definitions").glob("*.yaml"))
+SMALLEST: dict[str, Any] = {"triggers": [], "models": [{"docker_kwargs": {"image": "a"}}]}
+
+
+def test_the_file_in_the_repository_is_fresh() -> None:
+    assert json.loads((ROOT / SCHEMA_FILE).read_text(encoding="utf-8")) == flow_schema()
+
+
+def test_check_says_whether_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    SCHEMA_FILE.parent.mkdir()
+
+    assert main(["--check"]) == 1
+    assert "out of date" in capsys.readouterr().err
+    assert main([]) == 0
+    assert main(["--check"]) == 0
+
+
+def test_it_is_a_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(flow_schema())
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_is_well_and_points_at_the_schema(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+
+    assert text.startswith("# yaml-language-server: $schema=./flow.schema.json\n")
+    assert load_definition(path).warnings == ()
+    jsonschema.validate(yaml.safe_load(text), flow_schema())
+
+
+def test_the_examples_are_there_and_only_two_of_them_run_by_themselves() -> None:
+    names = {path.stem: load_definition(path).definition for path in EXAMPLES}
+
+    assert sorted(names) == ["smallest", "static-mounts", "two-containers"]
+    assert [stem for stem, definition in sorted(names.items()) if definition.triggers] == ["smallest", "two-containers"]
+    two = names["two-containers"]
+    assert [model.docker_kwargs.environment["CONTAINER_ORDER"] for model in two.models] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"version": 1.02, "priority": "4", "name": True},
+        {"triggers": {"Modality": ["CT", 1]}, "destinations": {"host": "h", "port": "104", "ae_title": 1}},
+        {"return_to_sender_on_port": 10002},
+        {
+            "models": [
+                {"docker_kwargs": {"image": "a", "environment": {"A": 0, "B": True}}, "gpu": "False", "timeout": "2"}
+            ]
+        },
+        {"models": [{"docker_kwargs": {"image": "a", "environment": ["A=1"]}, "static_mount": "X:/m"}]},
+    ],
+)
+def test_what_the_loader_takes_is_not_marked_red(values: dict[str, Any]) -> None:
+    jsonschema.validate({**SMALLEST, **values}, flow_schema())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"priority": 9},
+        {"priorty": 1},
+        {"triggers": [{}]},
+        {"models": []},
+        {"models": [{"docker_kwargs": {"image": "a", "privileged": True}}]},
+        {"models": [{"docker_kwargs": {}}]},
+        {"destinations": [{"host": "h"}]},
+    ],
+)
+def test_what_the_loader_refuses_is_marked_red(values: dict[str, Any]) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**SMALLEST, **values}, flow_schema())

@@ -1,0 +1,306 @@
+"""What stands in a YAML file, and what is said of it where it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flows_engine.definition.errors import DefinitionError, Problem
+from flows_engine.definition.loading import load_definition, read_yaml_mapping
+
+SMALLEST = "triggers: [{Modality: CT}]\nmodels: [{docker_kwargs: {image: hello-world}}]\ndestinations: []\n"
+WriteFlow = Callable[..., Path]
+ProblemsOf = Callable[[str | bytes], tuple[Problem, ...]]
+
+
+def model(text: str) -> str:
+    return f"triggers: []\nmodels:\n  - {text}\n"
+
+
+def docker(text: str) -> str:
+    return model(f"docker_kwargs: {{image: a, {text}}}")
+
+
+def test_the_smallest_flow_has_the_name_of_its_file_and_every_default(write_flow: WriteFlow) -> None:
+    definition = load_definition(write_flow(SMALLEST, name="Small One.yaml")).definition
+
+    assert (definition.name, definition.version, definition.priority) == ("Small One", "", 0)
+    assert definition.triggers[0].conditions[0].tag == "00080060"
+    assert definition.models[0].docker_kwargs.image == "hello-world"
+    assert definition.models[0].docker_kwargs.network_disabled is True
+    assert definition.models[0].timeout == 1800
+    assert definition.models[0].pull_before_exec is True
+    assert (definition.destinations, definition.return_to_sender_on_port) == ((), ())
+
+
+def test_a_scalar_is_the_text_that_its_author_wrote(write_flow: WriteFlow) -> None:
+    definition = load_definition(
+        write_flow(
+            "version: 1.10\npriority: '4'\ntriggers: [{Modality: NO, SeriesDescription: 0x10}]\nmodels:\n"
+            "  - docker_kwargs: {image: a, command: 007, environment: {ZERO: 0, YES: yes, ON: true, E: 1e3}}\n"
+            "    gpu: False\n    timeout: 2.5\n    pull_before_exec: no\n"
+        )
+    ).definition
+
+    assert (definition.version, definition.priority) == ("1.10", 4)
+    assert [c.patterns[0].text for c in definition.triggers[0].conditions] == ["NO", "0x10"]
+    kwargs = definition.models[0].docker_kwargs
+    assert (kwargs.command, kwargs.environment) == ("007", {"ZERO": "0", "YES": "yes", "ON": "true", "E": "1e3"})
+    first = definition.models[0]
+    assert (first.gpu, first.timeout, first.pull_before_exec) == (False, 2.5, False)
+
+
+def test_one_thing_needs_no_list(write_flow: WriteFlow) -> None:
+    definition = load_definition(
+        write_flow(
+            "triggers: {Modality: CT}\nmodels: {docker_kwargs: {image: a}, static_mount: 'X:/model'}\n"
+            "destinations: {host: h, port: 104, ae_title: A}\nreturn_to_sender_on_port: 10002\n"
+        )
+    ).definition
+
+    assert len(definition.triggers) == len(definition.models) == len(definition.destinations) == 1
+    assert definition.return_to_sender_on_port == (10002,)
+    assert definition.models[0].static_mounts[0].target == "/model"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason", "hint"),
+    [
+        ("", None, "is empty", "triggers"),
+        ("# nothing yet\n", None, "is empty", "triggers"),
+        ("- a\n- b\n", 1, "not a mapping", "dash"),
+        ("just text", 1, "not a mapping", ""),
+        ("triggers:\n\t- Modality: CT\n", 2, "cannot start any token", "spaces"),
+        ('name: x\nversion: "1.02\ntriggers: []\n', 2, "quoted scalar", "quote"),
+        ("triggers: [\n", 2, "", "bracket"),
+        ("a: 1\n---\nb: 2\n", 2, "another document", "file of its own"),
+        ("a: *nowhere\n", 1, "undefined alias", "quotes"),
+        (b"name: \xff\xfe\n", 1, "UTF-8", "UTF-8"),
+        (b"# \xe4\n" * 2, 1, "UTF-8", "UTF-8"),
+        ('name: "\\U00110000"\n', None, "escape", ""),
+        ("%YAML 1." + "9" * 5000 + "\n---\na: 1\n", None, "YAML", ""),
+        ("a: " + "[" * 100 + "]" * 100, 1, "nested too deep", ""),
+        ("a: " + "[" * 5000 + "]" * 5000, None, "nested too deep", ""),
+        ("a: &a [*a]\n", 1, "nested too deep", ""),
+        ("a: &a " + "x" * (1 << 20), None, "larger than", ""),
+        ("a: \x00\n", None, "", ""),
+    ],
+)
+def test_what_is_no_definition_at_all_is_one_problem_of_the_file(
+    problems_of: ProblemsOf, text: str | bytes, line: int | None, reason: str, hint: str
+) -> None:
+    [problem] = problems_of(text)
+
+    assert (problem.line, problem.field) == (line, "")
+    assert reason in problem.reason
+    assert hint in problem.hint
+
+
+def test_a_billion_laughs_are_cut_short(problems_of: ProblemsOf) -> None:
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True):
+        bomb += f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+
+    [problem] = problems_of(bomb)
+
+    assert "too many values" in problem.reason
+
+
+def test_anchors_may_be_used(write_flow: WriteFlow) -> None:
+    definition = load_definition(write_flow("triggers: []\nmodels: [&m {docker_kwargs: {image: a}}, *m]\n")).definition
+
+    assert definition.models[0] == definition.models[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "field", "reason", "hint"),
+    [
+        ("models: [{docker_kwargs: {image: a}}]\n", 1, "triggers", "missing", "`triggers: []`"),
+        ("models: [{docker_kwargs: {image: a}}]\ntriggers:\n", 2, "triggers", "no value", "`triggers: []`"),
+        (SMALLEST + "version:\n", 4, "version", "no value", "leave"),
+        ("triggers: []\n", 1, "models", "missing", "container"),
+        ("triggers: []\nmodels: []\n", 2, "models", "empty", "container"),
+        ("triggers: []\nmodels: 5\n", 2, "models", "not a mapping", ""),
+        (SMALLEST + "priority: 9\n", 4, "priority", "greater than 5", ""),
+        (SMALLEST + "priority: -1\n", 4, "priority", "less than 0", ""),
+        (SMALLEST + "priority: high\n", 4, "priority", "no whole number; it says 'high'", ""),
+        (SMALLEST + "priorty: 1\n", 4, "priorty", "no known key", "did you mean priority?"),
+        (SMALLEST + "name: a/b\n", 4, "name", "no name", ""),
+        (SMALLEST + "version: 1\nversion: 2\n", 5, "version", "twice", ""),
+        (SMALLEST + "? [a]\n: 1\n", 4, "", "key", ""),
+        (SMALLEST + 'version: "\\ud800"\n', 4, "version", "surrogate", ""),
+        (
+            "triggers: []\nmodels:\n  - docker_kwargs:\n      command: x\n",
+            3,
+            "models[0].docker_kwargs.image",
+            "missing",
+            "image",
+        ),
+        ("triggers: []\nmodels:\n  - gpu: true\n", 3, "models[0].docker_kwargs", "missing", "image"),
+        (
+            model("{docker_kwargs: {image: a}, image: b}"),
+            3,
+            "models[0].image",
+            "no key of a model",
+            "below docker_kwargs",
+        ),
+        (model("{docker_kwargs: {image: a}, privileged: true}"), 3, "models[0].privileged", "no key", "docker_kwargs"),
+        (model("{docker_kwargs: {image: a}, timeout: 0}"), 3, "models[0].timeout", "not greater than 0", ""),
+        (model("{docker_kwargs: {image: a}, timeout: .inf}"), 3, "models[0].timeout", "", ""),
+        (model("{docker_kwargs: {image: a}, gpu: 2}"), 3, "models[0].gpu", "kind of GPU", ""),
+        (model("{docker_kwargs: {image: a}, gpu: [0]}"), 3, "models[0].gpu", "neither true nor false", ""),
+        (model("{docker_kwargs: {image: a}, static_mount: 'X'}"), 3, "models[0].static_mount", "SOURCE:/place", ""),
+        (model("{docker_kwargs: {image: a}, pull_before_exec: x}"), 3, "models[0].pull_before_exec", "neither", ""),
+        (docker("imag: b"), 3, "models[0].docker_kwargs.imag", "no known key", "did you mean image?"),
+        (docker("command: {a: b}"), 3, "models[0].docker_kwargs.command", "neither a text nor a list", ""),
+        (docker("volumes: [/:/host]"), 3, "models[0].docker_kwargs.volumes", "not allowed", "static_mounts"),
+        (
+            "triggers:\n  - Modality: CT\n    SeriesDescription: '('\n" + SMALLEST[27:],
+            3,
+            "triggers[0].SeriesDescription",
+            "'(' is not a regular expression",
+            "",
+        ),
+        ("triggers:\n  - Modalty: CT\n" + SMALLEST[27:], 2, "triggers[0].Modalty", "did you mean Modality?", ""),
+        (
+            "destinations:\n  host: h\n  port: 0\n  ae_title: A\n" + SMALLEST[:-17],
+            3,
+            "destinations.port",
+            "less than 1",
+            "",
+        ),
+        ("destinations: [{host: h, port: 1}]\n" + SMALLEST[:-17], 1, "destinations[0].ae_title", "missing", ""),
+        ("return_to_sender_on_port: [1, x]\n" + SMALLEST, 1, "return_to_sender_on_port[1]", "no whole number", ""),
+    ],
+)
+def test_a_problem_names_line_field_reason_and_way_out(
+    problems_of: ProblemsOf, text: str, line: int, field: str, reason: str, hint: str
+) -> None:
+    [problem] = problems_of(text)
+
+    assert (problem.line, problem.field) == (line, field)
+    assert reason in problem.reason
+    assert hint in problem.hint
+    assert str(problem).startswith(f"{problem.file}:{line}: ")
+
+
+def test_all_problems_are_told_at_once(problems_of: ProblemsOf) -> None:
+    problems = problems_of(
+        "priority: 9\ntriggers:\n  - {Modality: '(', Modalty: CT}\n  - {PixelData: x}\n"
+        "models:\n  - docker_kwargs: {privileged: true}\n    gpu: 3\nunknown_one: 1\n"
+    )
+
+    assert [(problem.line, problem.field) for problem in problems] == [
+        (1, "priority"),
+        (3, "triggers[0].Modality"),
+        (3, "triggers[0].Modalty"),
+        (4, "triggers[1].PixelData"),
+        (6, "models[0].docker_kwargs.image"),
+        (6, "models[0].docker_kwargs.privileged"),
+        (7, "models[0].gpu"),
+        (8, "unknown_one"),
+    ]
+
+
+@pytest.mark.parametrize("key", ["static_mounts: ['X:/model:ro', 'Y:/other']", "static_mount: 'X:/model:ro'"])
+def test_a_trailing_ro_is_tolerated_with_a_warning(write_flow: WriteFlow, key: str) -> None:
+    loaded = load_definition(write_flow(model(f"{{docker_kwargs: {{image: a}}, {key}}}")))
+
+    [warning] = loaded.warnings
+    assert (warning.line, warning.field.split("[")[0]) == (3, "models")
+    assert ":ro" in warning.reason
+    assert str(loaded.definition.models[0].static_mounts[0].target) == "/model"
+
+
+def test_a_file_that_is_not_there_is_a_problem_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(DefinitionError, match="cannot be read: No such file"):
+        load_definition(tmp_path / "missing.yaml")
+
+
+def test_a_file_that_is_no_file_is_a_problem(tmp_path: Path) -> None:
+    with pytest.raises(DefinitionError, match="cannot be read: Is a directory"):
+        load_definition(tmp_path)
+
+
+def test_any_mapping_can_be_read_with_its_lines(write_flow: WriteFlow) -> None:
+    mapping = read_yaml_mapping(write_flow("A: 1\nB:\n  - x\n  - y: ~\n"))
+
+    assert dict(mapping.values) == {"A": "1", "B": ["x", {"y": None}]}
+    assert [mapping.lines[path] for path in (("A",), ("B",), ("B", 0), ("B", 1, "y"))] == [1, 2, 3, 4]
+
+
+def test_a_file_of_comments_is_a_mapping_where_that_is_allowed(write_flow: WriteFlow) -> None:
+    assert dict(read_yaml_mapping(write_flow("# nothing\n"), may_be_empty=True).values) == {}
+
+
+_PIECES = st.sampled_from(
+    [
+        "triggers:",
+        "models:",
+        " ",
+        "\n",
+        "- ",
+        "{",
+        "}",
+        "[",
+        "]",
+        '"',
+        "'",
+        "&a ",
+        "*a",
+        "docker_kwargs:",
+        "image: a",
+        "? ",
+        ": ",
+        "~",
+        "!!x ",
+        "|",
+        ">",
+        "%",
+        "\t",
+        "Modality: CT",
+        "#",
+        "---",
+        "...",
+        "\\U00110000",
+        "\\ud800",
+        "<<: ",
+        "(",
+        "0",
+        "static_mounts:",
+        "X:/m",
+        "environment:",
+        "\x85",
+        "\u2028",
+        "@",
+        "`",
+        ",",
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.one_of(
+        st.binary(max_size=200),
+        st.text(max_size=200).map(lambda t: t.encode("utf-8", "replace")),
+        st.lists(_PIECES, max_size=40).map(lambda parts: "".join(parts).encode()),
+    )
+)
+def test_any_bytes_are_a_definition_or_a_definition_error_with_the_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "any.yaml"
+    path.write_bytes(content)
+
+    problems: tuple[Problem, ...] = ()
+    loaded = None
+    try:
+        loaded = load_definition(path)
+    except DefinitionError as error:
+        problems = error.problems
+
+    assert (loaded is None) == bool(problems)
+    assert all(problem.file == path and problem.reason for problem in problems)

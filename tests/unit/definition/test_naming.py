@@ -1,0 +1,36 @@
+"""The names by which Prefect knows things."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows_engine.definition import naming
+
+
+@pytest.mark.parametrize(
+    ("gpus", "pool"),
+    [
+        ((), "cpu"),
+        ((False, False), "cpu"),
+        ((False, True), "gpu"),
+        ((True, "a100"), "gpu-a100"),
+        (("a100",), "gpu-a100"),
+    ],
+)
+def test_the_pool_follows_from_the_gpus(gpus: tuple[bool | str, ...], pool: str) -> None:
+    assert naming.work_pool(gpus) == pool
+
+
+def test_our_highest_priority_is_the_lowest_number_of_prefect() -> None:
+    assert [naming.queue_priority(priority) for priority in naming.PRIORITIES] == [6, 5, 4, 3, 2, 1]
+    assert naming.work_queue(5) == "priority-5"
+
+
+def test_tags_say_version_and_priority() -> None:
+    assert naming.definition_tags(version="1.02", priority=4) == ["dicomflow", "priority:4", "version:1.02"]
+    assert naming.definition_tags(version="", priority=0) == ["dicomflow", "priority:0"]
+
+
+def test_a_deployment_and_a_study_have_their_full_names() -> None:
+    assert naming.deployment("Fancy Flow") == "process-study/Fancy Flow"
+    assert naming.study_tag("0193") == "study:0193"

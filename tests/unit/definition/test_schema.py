@@ -1,0 +1,255 @@
+"""A definition as a value: what it may hold, and that it stays itself on its way through YAML, JSON and Prefect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import is_valid_schema, validate
+from pydantic import ValidationError
+
+from flows_engine.definition.loading import load_definition
+from flows_engine.definition.schema import FlowDefinition, Model, Node, StaticMount
+
+
+def keys(**values: Any) -> dict[str, Any]:
+    return {"name": "x", "triggers": [], "models": [{"docker_kwargs": {"image": "a"}}], **values}
+
+
+def flow(**values: Any) -> FlowDefinition:
+    return FlowDefinition.model_validate(keys(**values))
+
+
+def model(**values: Any) -> Model:
+    return Model.model_validate({"docker_kwargs": {"image": "a"}, **values})
+
+
+_text = st.text(
+    st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="\x85\u2028\u2029\ufeff\ufffe\uffff"),
+    max_size=8,
+)
+_name = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,20}[A-Za-z0-9]", fullmatch=True)
+_word = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
+_pattern = st.builds(
+    lambda tilde, text: tilde + text,
+    st.sampled_from(["", "~"]),
+    st.sampled_from(["CT", "a|b", "^1$", r"\d+", "NO", "1.10", "0x1", "ä"]),
+)
+_tag = st.sampled_from(["Modality", "SeriesDescription", "00080018", "(0008,1030)", "00091001"])
+_trigger = st.dictionaries(
+    _tag, st.one_of(_pattern, st.lists(_pattern, min_size=1, max_size=3)), min_size=1, max_size=3
+)
+_kwargs = st.fixed_dictionaries(
+    {"image": st.sampled_from(["busybox", "registry.example:5000/a/b:1.0"])},
+    optional={
+        "command": st.one_of(_word, st.lists(_text, max_size=3)),
+        "environment": st.dictionaries(_word, _text, max_size=3),
+        "mem_limit": st.sampled_from(["8g", "1024"]),
+        "labels": st.dictionaries(_word, _text, max_size=2),
+        "tmpfs": st.just({"/scratch": "size=1g"}),
+        "network_disabled": st.booleans(),
+        "cpu_quota": st.integers(1000, 10**6),
+        "user": st.sampled_from(["1000", "1000:1000"]),
+    },
+)
+_model = st.fixed_dictionaries(
+    {"docker_kwargs": _kwargs},
+    optional={
+        "gpu": st.one_of(st.booleans(), st.just("a100")),
+        "input_dir": st.sampled_from(["/in", "/input/", "/data/in"]),
+        "pull_before_exec": st.booleans(),
+        "input_writable": st.booleans(),
+        "timeout": st.one_of(st.integers(1, 10**6), st.floats(0.5, 1000)),
+        "static_mounts": st.lists(st.sampled_from(["X:/model", "a/b.tar.gz:/model", "Y:/other"]), max_size=3),
+    },
+)
+_node = st.fixed_dictionaries(
+    {
+        "host": st.sampled_from(["localhost", "10.0.0.1", "::1"]),
+        "port": st.integers(1, 65535),
+        "ae_title": st.sampled_from(["A", "MY AE 1"]),
+    }
+)
+_flow = st.fixed_dictionaries(
+    {"name": _name, "triggers": st.lists(_trigger, max_size=3), "models": st.lists(_model, min_size=1, max_size=3)},
+    optional={
+        "version": _text,
+        "priority": st.integers(0, 5),
+        "destinations": st.lists(_node, max_size=2),
+        "return_to_sender_on_port": st.lists(st.integers(1, 65535), max_size=2),
+    },
+)
+
+
+_SCHEMA = jsonschema.Draft202012Validator(FlowDefinition.model_json_schema())
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=_flow)
+def test_a_definition_survives_yaml_value_json_value(tmp_path: Path, values: dict[str, Any]) -> None:
+    path = tmp_path / "flow.yaml"
+    path.write_text(yaml.safe_dump(values, allow_unicode=True, sort_keys=False), encoding="utf-8")
+
+    read = load_definition(path).definition
+    plain = read.model_dump(mode="json")
+
+    assert FlowDefinition.model_validate(values) == read
+    assert FlowDefinition.model_validate(plain) == read
+    assert FlowDefinition.model_validate_json(read.model_dump_json()) == read
+    assert FlowDefinition.model_validate(plain).digest == read.digest
+    _SCHEMA.validate(plain)
+
+
+def test_prefect_makes_a_valid_parameter_schema_of_it_and_accepts_the_plain_form() -> None:
+    def process(definition: FlowDefinition) -> None: ...
+
+    schema = parameter_schema(process).model_dump()
+    definition = flow(
+        triggers=[{"Modality": "CT"}],
+        models=[{"docker_kwargs": {"image": "a"}, "gpu": "a100", "static_mounts": ["X:/m"]}],
+        destinations=[{"host": "h", "port": 1, "ae_title": "A"}],
+    )
+
+    assert is_valid_schema(schema) is None
+    assert validate({"definition": definition.model_dump(mode="json")}, schema, raise_on_error=False) == []
+    assert validate({"definition": {"name": "x"}}, schema, raise_on_error=False) != []
+
+
+def test_the_digest_is_of_what_is_said_not_of_how(write_flow: Any) -> None:
+    one = load_definition(write_flow("triggers: []\nmodels: [{docker_kwargs: {image: a}}]\n")).definition
+    same = load_definition(write_flow("# x\nmodels:\n- docker_kwargs:\n    image: 'a'\ntriggers: []\n")).definition
+    other = load_definition(write_flow("triggers: []\nmodels: [{docker_kwargs: {image: b}}]\n")).definition
+
+    assert one.digest == same.digest != other.digest
+    assert len(one.digest) == 64
+    assert "digest" not in one.model_dump()
+
+
+def test_a_definition_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        flow().priority = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a/b", "50%", "a&b", "<a", "a\nb", "a\x07", "x" * 201])
+def test_a_name_that_prefect_would_not_take_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError):
+        flow(name=name)
+
+
+def test_a_name_is_stripped_and_may_be_a_number() -> None:
+    assert flow(name="  Fancy Flow ").name == "Fancy Flow"
+    assert flow(name=7, version=1.02).name == "7"
+    assert flow(version=1.02).version == "1.02"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "pool"),
+    [((False,), "cpu"), ((False, True), "gpu"), (("yes",), "gpu"), (("a100", True), "gpu-a100"), (("False",), "cpu")],
+)
+def test_the_gpus_of_the_models_pick_the_work_pool(gpus: tuple[object, ...], pool: str) -> None:
+    assert flow(models=[{"docker_kwargs": {"image": "a"}, "gpu": gpu} for gpu in gpus]).work_pool == pool
+
+
+def test_two_kinds_of_gpu_are_refused_since_one_worker_runs_all_models() -> None:
+    with pytest.raises(ValidationError, match="a100, h100"):
+        flow(models=[{"docker_kwargs": {"image": "a"}, "gpu": kind} for kind in ("h100", "a100")])
+
+
+@pytest.mark.parametrize("gpu", [1, "1", "2", "", "a b", "a/b", "x" * 65, None])
+def test_what_is_no_kind_of_gpu_is_refused(gpu: object) -> None:
+    with pytest.raises(ValidationError):
+        model(gpu=gpu)
+
+
+@pytest.mark.parametrize(("written", "folder"), [("/input/", "/input"), ("//a//b/./", "/a/b"), ("/a", "/a")])
+def test_a_folder_of_a_container_is_normalised(written: str, folder: str) -> None:
+    assert model(input_dir=written).input_dir == folder
+
+
+@pytest.mark.parametrize(
+    "folder", ["", "/", "//", "input", "/a/../b", "/proc/x", "/sys", "/dev/shm", "/a\nb", "/a:b", "/run/docker.sock"]
+)
+def test_a_folder_where_nothing_may_be_mounted_is_refused(folder: str) -> None:
+    with pytest.raises(ValidationError):
+        model(input_dir=folder)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"input_dir": "/data", "output_dir": "/data"},
+        {"input_dir": "/data", "output_dir": "/data/out"},
+        {"input_dir": "/output/in"},
+        {"static_mounts": ["X:/input/model"]},
+        {"static_mounts": ["X:/model", "Y:/model/sub"]},
+        {"docker_kwargs": {"image": "a", "tmpfs": {"/output": ""}}},
+    ],
+)
+def test_folders_in_each_other_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="lie in each other"):
+        model(**values)
+
+
+def test_two_static_mounts_may_share_a_place() -> None:
+    mounts = model(static_mounts=["X:/model", "Y:/model/"]).static_mounts
+
+    assert mounts == (StaticMount(source="X", target="/model"), StaticMount(source="Y", target="/model"))
+
+
+@pytest.mark.parametrize(
+    "mount",
+    [
+        "X",
+        "X:",
+        ":/m",
+        "/etc:/m",
+        "../x:/m",
+        "a/../../b:/m",
+        ".:/m",
+        "X:m",
+        "X:/m:rw",
+        "X:/m:ro:ro",
+        "X:/",
+        "X\ny:/m",
+        "X:/run/docker.sock",
+    ],
+)
+def test_a_static_mount_from_elsewhere_or_to_nowhere_is_refused(mount: str) -> None:
+    with pytest.raises(ValidationError):
+        model(static_mounts=[mount])
+
+
+def test_static_mount_in_the_singular_is_the_same_and_both_are_refused() -> None:
+    assert model(static_mount="X:/m") == model(static_mounts=["X:/m"])
+    with pytest.raises(ValidationError, match="keep one"):
+        model(static_mount="X:/m", static_mounts=["Y:/m"])
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "nan", "inf", 1e12, "soon", None])
+def test_a_timeout_that_never_comes_is_refused(timeout: object) -> None:
+    with pytest.raises(ValidationError):
+        model(timeout=timeout)
+
+
+@pytest.mark.parametrize("title", ["", "   ", "a\\b", "x" * 17, "é", "a\tb", "a\n"])
+def test_what_is_no_ae_title_is_refused(title: str) -> None:
+    with pytest.raises(ValidationError, match="AE title"):
+        Node.model_validate({"host": "h", "port": 1, "ae_title": title})
+
+
+def test_spaces_around_an_ae_title_mean_nothing() -> None:
+    assert Node.model_validate({"host": "h", "port": "104", "ae_title": " MY AE "}).ae_title == "MY AE"
+
+
+@pytest.mark.parametrize(
+    "values", [{"host": ""}, {"host": "a b"}, {"host": "http://a"}, {"port": 0}, {"port": 65536}, {"port": "x"}]
+)
+def test_a_node_that_cannot_be_reached_by_its_address_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Node.model_validate({"host": "h", "port": 1, "ae_title": "A", **values})
