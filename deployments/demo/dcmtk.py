@@ -63,7 +63,7 @@ def receiver(folder: Path, *, port: int, ae_title: str) -> Iterator[None]:
     )
     try:
         deadline = time.monotonic() + _START_SECONDS
-        while not _listens(port):
+        while not listens(port):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"storescp does not listen on port {port}")
             time.sleep(0.05)
@@ -73,6 +73,7 @@ def receiver(folder: Path, *, port: int, ae_title: str) -> Iterator[None]:
         process.wait()
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Tell whether something accepts connections on ``port`` of this host."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import PurePosixPath
 from typing import Annotated, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from flows_engine.definition.leniency import Text, as_text
+from flows_engine.definition.leniency import Text, as_text, without_nul
 
 _ONLY_OUR_MOUNTS: Final = "a container sees its input, its output and static_mounts, and nothing else of the host"
 _NO_DEVICES: Final = "a container may not have the host's devices; for a GPU write `gpu: true` beside docker_kwargs"
@@ -64,7 +65,11 @@ REASONS_FOR_REFUSAL: Final = {
 }
 # The allowed form of a reference: registry, path, tag, digest (the engine says the rest).
 _IMAGE: Final = re.compile(r"[A-Za-z0-9][\w.:/@+-]*")
-_SIZE: Final = re.compile(r"[0-9]+(\.[0-9]+)?\s*([bkmgtBKMGT][bB]?)?")
+_SIZE: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?\s*([bkmgtBKMGT][bB]?)?")
+_USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+_CPUS: Final = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*")
+# The engine's numbers have 64 bits.
+_LARGEST: Final = 2**63 - 1
 _TMPFS_OPTION: Final = re.compile(r"rw|ro|(no)?exec|nosuid|nodev|noatime|(size|mode|uid|gid)=[0-9]+[kmgKMG%]?")
 # With the NVIDIA runtime as the engine's default, this gives a container GPUs that its run does not hold.
 _GPU_VARIABLE: Final = "NVIDIA_VISIBLE_DEVICES"
@@ -75,6 +80,8 @@ def _command_line(value: object) -> object:
         words = tuple(as_text(word) for word in value)
         if not all(isinstance(word, str) for word in words):
             raise ValueError("is a list with items that are no text; write each word of the command as text")
+        for word in words:
+            without_nul(str(word))
         return words
     text = as_text(value)
     if isinstance(text, str):
@@ -82,6 +89,7 @@ def _command_line(value: object) -> object:
             shlex.split(text)
         except ValueError:
             raise ValueError("has a quote that is not closed, or ends in a backslash") from None
+        without_nul(text)
     elif text is not None:
         raise ValueError("is neither a text nor a list of texts")
     return text
@@ -92,9 +100,12 @@ CommandLine = Annotated[str | tuple[str, ...] | None, BeforeValidator(_command_l
 
 def _environment(value: object) -> object:
     if isinstance(value, list | tuple):
-        pairs = [str(as_text(item)).partition("=") for item in value]
-        if not all(separator for _, separator, _ in pairs):
+        items = [text for item in value if isinstance(text := as_text(item), str) and "=" in text]
+        if len(items) < len(value):
             raise ValueError("an environment written as a list has items of the form NAME=value")
+        pairs = [item.partition("=") for item in items]
+        if len({name for name, _, _ in pairs}) < len(pairs):
+            raise ValueError("names a variable twice")
         return {name: text for name, _, text in pairs}
     return value
 
@@ -113,6 +124,31 @@ Size = Annotated[str, BeforeValidator(_size)]
 SizeOrUnlimited = Annotated[str, BeforeValidator(_size_or_unlimited)]
 
 
+def container_folder(written: str) -> str:
+    """Return a folder of a container in its shortest form. Raises ``ValueError`` where nothing may be mounted."""
+    path = PurePosixPath(written)
+    if not path.is_absolute() or ".." in path.parts or not written.isprintable() or ":" in written:
+        raise ValueError("is no absolute path without `..` and colons, like /input")
+    if path.parts[1:2] in ((), ("proc",), ("sys",), ("dev",)) or "docker.sock" in path.name:
+        raise ValueError(f"nothing can be mounted at {path}")
+    return "/" + "/".join(path.parts[1:])
+
+
+def _matching(form: re.Pattern[str], reason: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if not form.fullmatch(text):
+            raise ValueError(reason)
+        return text
+
+    return AfterValidator(check)
+
+
+_User = Annotated[Text, _matching(_USER, "is no user like 1000, 1000:1000 or name")]
+_Cpus = Annotated[Text, _matching(_CPUS, "is no list of processors like 0-3 or 0,2")]
+_Amount = Annotated[int, Field(ge=0, le=_LARGEST)]
+_Signed = Annotated[int, Field(ge=-_LARGEST, le=_LARGEST)]
+
+
 class DockerKwargs(BaseModel):
     """The allowed arguments of docker-py's ``containers.create``. What is not set is the default."""
 
@@ -123,7 +159,7 @@ class DockerKwargs(BaseModel):
     entrypoint: CommandLine = None
     environment: Annotated[dict[str, Text], BeforeValidator(_environment)] = {}
     labels: dict[str, Text] = {}
-    user: Text | None = None
+    user: _User | None = None
     working_dir: Text | None = None
     network_disabled: bool = True
     read_only: bool | None = None
@@ -133,13 +169,13 @@ class DockerKwargs(BaseModel):
     mem_reservation: Size | None = None
     memswap_limit: SizeOrUnlimited | None = None
     mem_swappiness: Annotated[int, Field(ge=0, le=100)] | None = None
-    nano_cpus: Annotated[int, Field(gt=0)] | None = None
-    cpu_period: Annotated[int, Field(ge=0)] | None = None
-    cpu_quota: int | None = None
-    cpu_shares: Annotated[int, Field(ge=0)] | None = None
-    cpuset_cpus: Text | None = None
-    cpu_rt_period: int | None = None
-    cpu_rt_runtime: int | None = None
+    nano_cpus: Annotated[int, Field(gt=0, le=_LARGEST)] | None = None
+    cpu_period: _Amount | None = None
+    cpu_quota: _Signed | None = None
+    cpu_shares: _Amount | None = None
+    cpuset_cpus: _Cpus | None = None
+    cpu_rt_period: _Amount | None = None
+    cpu_rt_runtime: _Signed | None = None
 
     @field_validator("image")
     @classmethod
@@ -151,9 +187,9 @@ class DockerKwargs(BaseModel):
     @field_validator("environment")
     @classmethod
     def _variables(cls, environment: dict[str, str]) -> dict[str, str]:
-        for name, value in environment.items():
-            if not name or "=" in name or "\0" in name + value:
-                raise ValueError(f"{name!r} is no name of a variable, or its value holds a NUL")
+        for name in environment:
+            if not name or "=" in name or " " in name or not name.isprintable():
+                raise ValueError(f"{name!r} is no name of a variable")
         if _GPU_VARIABLE in environment:
             raise ValueError(f"{_GPU_VARIABLE} takes GPUs that other runs may hold; {_GPU}")
         return environment
@@ -161,7 +197,7 @@ class DockerKwargs(BaseModel):
     @field_validator("working_dir")
     @classmethod
     def _absolute(cls, folder: str | None) -> str | None:
-        if folder is not None and not folder.startswith("/"):
+        if folder is not None and not (folder.startswith("/") and folder.isprintable()):
             raise ValueError("is no absolute path of the container, like /app")
         return folder
 
@@ -169,8 +205,7 @@ class DockerKwargs(BaseModel):
     @classmethod
     def _memory_folders(cls, folders: dict[str, str] | None) -> dict[str, str] | None:
         for folder, options in (folders or {}).items():
-            if not folder.startswith("/"):
-                raise ValueError(f"{folder!r} is no absolute path of the container, like /scratch")
+            container_folder(folder)
             if options and not all(_TMPFS_OPTION.fullmatch(option) for option in options.split(",")):
                 raise ValueError(f"{options!r} are no options of a memory folder, like size=1g,mode=1777")
         return folders

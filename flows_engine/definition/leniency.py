@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
-_TRUE = {"true", "yes", "on"}
-_FALSE = {"false", "no", "off"}
+_TRUE = {"true", "yes", "on", "y"}
+_FALSE = {"false", "no", "off", "n"}
 
 
 def as_text(value: object) -> object:
@@ -38,5 +38,12 @@ def boolean_or_text(value: object) -> object:
     return False if word in _FALSE else value.strip()
 
 
-Text = Annotated[str, BeforeValidator(as_text)]
-"""Text that may be written as a number or a boolean."""
+def without_nul(text: str) -> str:
+    """Return ``text``. Raises ``ValueError`` where it holds a NUL, at which programs in C would cut it off."""
+    if "\0" in text:
+        raise ValueError("holds a NUL character")
+    return text
+
+
+Text = Annotated[str, BeforeValidator(as_text), AfterValidator(without_nul)]
+"""Text that may be written as a number or a boolean. It holds no NUL."""

@@ -103,16 +103,6 @@ class StaticMount(_Part):
         return container_folder(target)
 
 
-def container_folder(written: str) -> str:
-    """Return a folder of a container in its shortest form. Raises ``ValueError`` where nothing may be mounted."""
-    path = PurePosixPath(written)
-    if not path.is_absolute() or ".." in path.parts or not written.isprintable() or ":" in written:
-        raise ValueError("is no absolute path without `..` and colons, like /input")
-    if path.parts[1:2] in ((), ("proc",), ("sys",), ("dev",)) or "docker.sock" in path.name:
-        raise ValueError(f"nothing can be mounted at {path}")
-    return "/" + "/".join(path.parts[1:])
-
-
 class Model(_Part):
     """One container of a flow: reads ``input_dir``, writes ``output_dir``. ``timeout`` is in seconds of run time."""
 

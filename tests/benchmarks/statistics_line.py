@@ -1,0 +1,20 @@
+"""How a row of measurements is printed: median, 95th percentile, range."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+
+def percentile_95(values: Sequence[float]) -> float:
+    """Return the nearest-rank 95th percentile."""
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, round(0.95 * len(ranked)))]
+
+
+def spread(values: Sequence[float], unit: str) -> str:
+    """Return median, p95 and range of ``values`` in one line."""
+    return (
+        f"median {statistics.median(values):8.2f} {unit}   p95 {percentile_95(values):8.2f} {unit}"
+        f"   ({min(values):.2f} to {max(values):.2f}, n={len(values)})"
+    )
