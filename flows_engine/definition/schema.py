@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from ipaddress import ip_address
 from pathlib import PurePosixPath
 from typing import Annotated, Final, Self
 
@@ -27,11 +28,15 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from flows_engine.definition import naming
-from flows_engine.definition.docker_kwargs import DockerKwargs
+from flows_engine.definition.docker_kwargs import DockerKwargs, container_folder
 from flows_engine.definition.leniency import Text, as_list, boolean_or_text
 from flows_engine.definition.trigger import Trigger
 
 _KIND_OF_GPU: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+_LABEL: Final = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST_NAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
+# What Prefect refuses in a name (/ % & < >), and what would end the path of its API's address, where a name stands.
+_NOT_IN_A_NAME: Final = "/%&<>?#\\"
 
 # A month; beyond about 290 years the clocks of threads and sockets overflow.
 _LONGEST_TIMEOUT_SECONDS: Final = 31 * 86_400
@@ -53,6 +58,26 @@ def ae_title(written: str) -> str:
 AETitle = Annotated[Text, AfterValidator(ae_title)]
 
 
+def host(written: str) -> str:
+    """Return a host name or address without the spaces around it. Raises ``ValueError`` for what is neither."""
+    name = written.strip(" ")
+    if _HOST_NAME.fullmatch(name):
+        return name
+    if name.isprintable() and " " not in name:
+        try:
+            ip_address(name)
+        except ValueError:
+            pass
+        else:
+            return name
+    if _HOST_NAME.fullmatch(name.partition(":")[0]) and name.count(":") == 1:
+        raise ValueError("is a host with a port; the port is a key of its own, `port`")
+    raise ValueError("is no host name or address like pacs.example or 10.0.0.5")
+
+
+Host = Annotated[Text, AfterValidator(host)]
+
+
 class _Part(BaseModel):
     """A part of a definition: cannot be changed, and says no to keys it does not know."""
 
@@ -68,11 +93,13 @@ class StaticMount(_Part):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: object) -> object:
+        if isinstance(value, dict) and value.keys() != {"source", "target"}:
+            raise ValueError('is a mapping; write "SOURCE:/place/in/the/container", in quotes and without a space')
         if not isinstance(value, str):
             return value
         source, _, target = value.removesuffix(":ro").partition(":")
         if not target or ":" in target:
-            raise ValueError("is no static mount; write SOURCE:/place/in/the/container, it is always read-only")
+            raise ValueError('is no static mount; write "SOURCE:/place/in/the/container", which is always read-only')
         return {"source": source.strip(), "target": target.strip()}
 
     @model_serializer
@@ -92,9 +119,9 @@ class StaticMount(_Part):
     def _inside_static_dir(cls, source: str) -> str:
         path = PurePosixPath(source)
         if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise ValueError("the source has to lie inside STATIC_DIR; write its path from there")
+            raise ValueError("lies outside STATIC_DIR; write the path from there, like AwesomeModel1")
         if not source.isprintable():
-            raise ValueError("the source holds characters that cannot be seen")
+            raise ValueError("holds characters that cannot be seen")
         return str(path)
 
     @field_validator("target")
@@ -121,7 +148,7 @@ class Model(_Part):
         if not isinstance(value, dict) or "static_mount" not in value:
             return value
         if "static_mounts" in value:
-            raise ValueError("static_mount and static_mounts are the same; keep one of them")
+            raise ValueError("has static_mount and static_mounts, which are the same; keep one of them")
         return {("static_mounts" if key == "static_mount" else key): item for key, item in value.items()}
 
     @field_validator("input_dir", "output_dir")
@@ -133,7 +160,7 @@ class Model(_Part):
     @classmethod
     def _kind_of_gpu(cls, gpu: bool | str) -> bool | str:
         if isinstance(gpu, str) and not _KIND_OF_GPU.fullmatch(gpu):
-            raise ValueError("is neither true (one GPU) nor false nor a kind of GPU, which begins with a letter")
+            raise ValueError("is neither true (one GPU) nor false nor a kind of GPU, like a100, which begins with a letter")
         return gpu
 
     @model_validator(mode="after")
@@ -143,6 +170,8 @@ class Model(_Part):
         places += (PurePosixPath(container_folder(folder)) for folder in self.docker_kwargs.tmpfs or {})
         for number, place in enumerate(places):
             for other in places[number + 1 :]:
+                if place == other:
+                    raise ValueError(f"{place} stands for two folders; give each a place of its own")
                 if place.is_relative_to(other) or other.is_relative_to(place):
                     raise ValueError(f"{place} and {other} lie in each other; give each folder a place of its own")
         return self
@@ -151,7 +180,7 @@ class Model(_Part):
 class Node(_Part):
     """A DICOM application entity that results are sent to."""
 
-    host: Text = Field(min_length=1, pattern=r"^[^\s/]+$")
+    host: Host
     port: Port
     ae_title: AETitle
 
@@ -159,8 +188,8 @@ class Node(_Part):
 class FlowDefinition(_Part):
     """What should run on which study, and where the results go."""
 
-    name: Text = Field(min_length=1, max_length=200)
-    version: Text = ""
+    name: Text = Field(max_length=200)
+    version: Text = Field(default="", max_length=100)
     priority: int = Field(default=0, ge=0, le=5)
     triggers: Annotated[tuple[Trigger, ...], BeforeValidator(as_list)]
     models: Annotated[tuple[Model, ...], BeforeValidator(as_list)] = Field(min_length=1)
@@ -171,9 +200,21 @@ class FlowDefinition(_Part):
     @classmethod
     def _name_that_prefect_takes(cls, name: str) -> str:
         stripped = name.strip()
-        if not stripped or not stripped.isprintable() or any(character in "/%&<>" for character in stripped):
-            raise ValueError("is no name for a flow: it needs a character, and none of / % & < >")
+        if not stripped.strip("."):
+            raise ValueError("is no name for a flow; it needs a letter or a digit")
+        wrong = "".join(dict.fromkeys(character for character in stripped if character in _NOT_IN_A_NAME))
+        if wrong:
+            raise ValueError(f"is no name for a flow; leave out {' '.join(wrong)}")
+        if not stripped.isprintable():
+            raise ValueError("is no name for a flow; leave out the characters that cannot be seen")
         return stripped
+
+    @field_validator("version")
+    @classmethod
+    def _version_on_one_line(cls, version: str) -> str:
+        if not version.isprintable():
+            raise ValueError("is no version; leave out the characters that cannot be seen")
+        return version
 
     @field_validator("models")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -17,10 +18,15 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from flows_engine.definition.errors import PatternTimeoutError
 from flows_engine.definition.leniency import as_list, as_text
+from flows_engine.definition.wording import quoted
 
 _SECONDS_PER_VALUE: Final = 1.0
 _NUMBERED_TAG: Final = re.compile(r"([0-9A-Fa-f]{4})([0-9A-Fa-f]{4})|\(([0-9A-Fa-f]{4}),\s*([0-9A-Fa-f]{4})\)")
 _LONGEST_PATTERN: Final = 1000
+# A counted repeat is written out when a pattern is compiled: `((a{1000}){1000}){1000}` takes all memory there is.
+_COUNT: Final = re.compile(r"\{\s*([0-9]+)")
+_MOST_WRITTEN_OUT: Final = 1_000_000
+_MOST_WRONG_CONDITIONS: Final = 10
 # What has no text to search in (PS3.5 6.2).
 _WITHOUT_TEXT: Final = {"SQ", "OB", "OW", "OD", "OF", "OL", "OV", "UN"}
 
@@ -52,11 +58,15 @@ class Pattern(BaseModel):
             raise ValueError('a pattern is empty; write ".*" for any value')
         if len(text) > _LONGEST_PATTERN:
             raise ValueError(f"a pattern is longer than {_LONGEST_PATTERN} characters; make several of it")
+        if math.prod(max(1, int(count)) for count in _COUNT.findall(text)) * len(text) > _MOST_WRITTEN_OUT:
+            raise ValueError("the counts in {…} of a pattern multiply to too much; write it more simply")
         try:
+            # What regex knows beyond Python's own syntax is refused: an author has Python's manual.
+            re.compile(text)
             _compiled(text)
-        except regex.error as error:
-            raise ValueError(f"{text!r} is not a regular expression: {error}") from None
-        except RecursionError:
+        except (re.error, regex.error) as error:
+            raise ValueError(f"{quoted(text)} is not a regular expression: {error}") from None
+        except (RecursionError, OverflowError):
             raise ValueError("the parentheses of a pattern are nested too deep; write it more simply") from None
         return cls(text=text, negated=negated)
 
@@ -107,6 +117,8 @@ class Trigger(BaseModel):
             except ValueError as error:
                 kind = PydanticCustomError("condition", "{reason}", {"reason": str(error)})
                 wrong.append(InitErrorDetails(type=kind, loc=(str(written),), input=patterns))
+                if len(wrong) == _MOST_WRONG_CONDITIONS:
+                    break
             else:
                 conditions[condition.tag] = condition
         if wrong:
@@ -151,7 +163,7 @@ def parse_tag(written: str) -> str:
         known = tag_for_keyword(written.strip())
         # The dictionary lists some retired elements without a keyword: the empty text finds one of them.
         if known is None or not written.strip():
-            raise ValueError(f"{written!r} is no DICOM keyword{_suggestion(written)}")
+            raise ValueError(f"{quoted(written)} is no DICOM keyword{_suggestion(written)}")
         number = known
     try:
         representation = dictionary_VR(number)
@@ -162,6 +174,13 @@ def parse_tag(written: str) -> str:
     return f"{number:08X}"
 
 
+@lru_cache(maxsize=1)
+def _keywords() -> tuple[str, ...]:
+    return tuple(entry[4] for entry in DicomDictionary.values() if entry[4])
+
+
 def _suggestion(written: str) -> str:
-    close = difflib.get_close_matches(written, [entry[4] for entry in DicomDictionary.values() if entry[4]], n=1)
+    start, length = written[:1].casefold(), len(written)
+    alike = [keyword for keyword in _keywords() if keyword[:1].casefold() == start and abs(len(keyword) - length) < 5]
+    close = difflib.get_close_matches(written, alike, n=1)
     return f"; did you mean {close[0]}?" if close else ", and no tag like GGGGEEEE or (gggg,eeee) either"
