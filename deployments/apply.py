@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import count
 from typing import Any
 from uuid import UUID
@@ -11,7 +12,10 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import (
     DeploymentFilter,
+    DeploymentFilterName,
     DeploymentFilterTags,
+    FlowFilter,
+    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterDeploymentId,
     FlowRunFilterState,
@@ -117,8 +121,7 @@ def apply(client: SyncPrefectClient, changes: Iterable[Change]) -> None:
             case "create" | "update" if change.deployment is not None:
                 _create_deployment(client, change.deployment)
             case "pause":
-                response = client.read_deployment_by_name(naming.deployment(change.name))
-                client.update_deployment(response.id, DeploymentUpdate(paused=True))
+                _pause_deployment(client, change.name)
             case "delete":
                 _delete_deployment(client, change.name)
 
@@ -162,8 +165,21 @@ def _create_deployment(client: SyncPrefectClient, deployment: Deployment) -> Non
     )
 
 
+def _pause_deployment(client: SyncPrefectClient, name: str) -> None:
+    for found in _named(client, name):
+        with suppress(ObjectNotFound):
+            client.update_deployment(found.id, DeploymentUpdate(paused=True))
+
+
 def _delete_deployment(client: SyncPrefectClient, name: str) -> None:
-    try:
-        client.delete_deployment(client.read_deployment_by_name(naming.deployment(name)).id)
-    except ObjectNotFound:
-        return
+    for found in _named(client, name):
+        with suppress(ObjectNotFound):
+            client.delete_deployment(found.id)
+
+
+def _named(client: SyncPrefectClient, name: str) -> list[DeploymentResponse]:
+    # Not by Prefect's lookup by name: it puts the name into a URL without quoting it.
+    return client.read_deployments(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=[naming.FLOW_NAME])),
+        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
@@ -12,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from deployments.service_log import log_to_stderr
 from dicom_gateway.errors import GatewayError
 from flows_engine.definition.errors import DefinitionError
 from flows_engine.handoff.site_settings import LoadedSettings, SettingsError, load_site_settings
@@ -52,7 +52,10 @@ def demo(
 def gateway() -> None:
     """Receive studies and trigger their flows; keep Prefect's deployments in step with the definitions."""
     settings = _settings().settings
-    _log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level)
+    # Prefect's client would keep a call for a minute while its server is away. The gateway itself tries again, and
+    # stops when it is told to.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "0")
     _use_prefect()
     from deployments.gateway_service import serve  # noqa: PLC0415
 
@@ -69,7 +72,7 @@ def worker(
 ) -> None:
     """Execute flow runs on this host. What an earlier worker of this host left behind goes on first."""
     settings = _settings().settings
-    _log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level)
     _use_prefect()
     from deployments.worker_service import serve  # noqa: PLC0415
 
@@ -153,7 +156,7 @@ def main() -> None:
     except (DefinitionError, GatewayError, SettingsError, StudyNotFoundError) as error:
         sys.exit(f"dicomflow: {error}")
     except RuntimeError as error:
-        # The errors of the rooms that are imported late: StartupError, DemoFailedError, ToolMissingError.
+        # The errors of the modules that are imported late: StartupError, ServerUnreachableError, DemoFailedError …
         sys.exit(f"dicomflow: {error}")
 
 
@@ -171,11 +174,6 @@ def _use_prefect() -> None:
     port = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
     os.environ.setdefault("PREFECT_API_URL", _LOCAL_API.format(port=port))
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
-
-
-def _log_to_stderr(level: int) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
 
 
 if __name__ == "__main__":

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import httpx
 import typer
 from prefect.client.orchestration import get_client
 
 from deployments.apply import bring_into_step, plan_changes
+from deployments.server_errors import told_in_one_line
 from flows_engine.definition.catalogue import FlowCatalogue
 from flows_engine.handoff.site_settings import SiteSettings
-
-
-class ServerUnreachableError(RuntimeError):
-    """Prefect's server does not answer."""
 
 
 def deploy_definitions(settings: SiteSettings, *, dry_run: bool) -> int:
@@ -26,14 +22,8 @@ def deploy_definitions(settings: SiteSettings, *, dry_run: bool) -> int:
     for problem in (*found.problems, *found.warnings):
         typer.echo(str(problem), err=True)
     definitions = catalogue.snapshot().values()
-    with get_client(sync_client=True) as client:
-        try:
-            changes = plan_changes(client, definitions) if dry_run else bring_into_step(client, definitions)
-        except httpx.TransportError as error:
-            raise ServerUnreachableError(
-                f"no Prefect server answers at {client.api_url} ({type(error).__name__}); "
-                "start one with `dicomflow up`, or set PREFECT_API_URL"
-            ) from None
+    with get_client(sync_client=True) as client, told_in_one_line(client.api_url):
+        changes = plan_changes(client, definitions) if dry_run else bring_into_step(client, definitions)
     for change in changes:
         typer.echo(str(change))
     if not changes:

@@ -6,15 +6,14 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 
-import httpx
 from prefect.client.orchestration import get_client
-from prefect.exceptions import PrefectHTTPStatusError
 
 from deployments.apply import bring_into_step
 from flows_engine.definition.schema import FlowDefinition
 
 logger = logging.getLogger(__name__)
 
+_FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
 
 
@@ -46,7 +45,7 @@ class DeploymentKeeper:
         self._thread.join()
 
     def _run(self) -> None:
-        pause_seconds = 1.0
+        pause_seconds = _FIRST_PAUSE_SECONDS
         while not self._stop.is_set():
             self._wake.wait()
             self._wake.clear()
@@ -55,7 +54,9 @@ class DeploymentKeeper:
             try:
                 with get_client(sync_client=True) as client:
                     changes = bring_into_step(client, self._definitions())
-            except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            # Edge of the thread: whatever a server says, deployments must not stay out of step for good. Type only,
+            # since the text of an answer may be anything.
+            except Exception as error:  # noqa: BLE001
                 logger.warning(
                     "Prefect cannot be brought into step yet (%s); trying again in %.0f s",
                     type(error).__name__,
@@ -66,6 +67,6 @@ class DeploymentKeeper:
                 pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
                 self._wake.set()
                 continue
-            pause_seconds = 1.0
+            pause_seconds = _FIRST_PAUSE_SECONDS
             for change in changes:
                 logger.info("%s", change, extra={"action": "deployed"})

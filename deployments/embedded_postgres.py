@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -48,8 +49,7 @@ def serve(data: Path) -> None:
         _create_cluster(data, privilege)
     folder = socket_path(data).parent
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.geteuid():
-        raise PermissionError(f"{folder} belongs to another account; remove it, or set TMPDIR to a folder of your own")
+    _require_private(folder)
     command = [*privilege, str(_binary("postgres")), "-D", str(data), "-k", str(folder), "-h", ""]
     os.execvp(command[0], command)  # noqa: S606
 
@@ -60,6 +60,16 @@ def _create_cluster(data: Path, privilege: tuple[str, ...]) -> None:
     options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", f"--pgdata={unfinished}")
     subprocess.run([*privilege, str(_binary("initdb")), *options], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
     unfinished.rename(data)
+
+
+def _require_private(folder: Path) -> None:
+    """Raise ``PermissionError`` unless ``folder`` is ours alone. In a shared place another may have made it first."""
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise PermissionError(
+            f"{folder} is not a folder that this account alone can enter; "
+            "remove it, or set TMPDIR to a folder of your own"
+        )
 
 
 def _binary(name: str) -> Path:

@@ -14,7 +14,7 @@ from flows_engine.definition.schema import FlowDefinition
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.handoff.study_store import StudyRecord, StudyStore
 
-_WIDEST = 400
+_WIDEST = 10_000
 
 
 def print_studies(console: Console, settings: SiteSettings, *, limit: int) -> None:
@@ -32,7 +32,7 @@ def print_studies(console: Console, settings: SiteSettings, *, limit: int) -> No
     finally:
         ledger.close()
     # One line a study, however narrow the terminal: ids are to be copied, and lines to be searched.
-    console.print(table, width=max(console.width, _WIDEST), soft_wrap=True)
+    Console(file=console.file, width=_WIDEST).print(table)
 
 
 def print_explanation(console: Console, settings: SiteSettings, *, study_id: str, with_values: bool) -> None:

@@ -14,6 +14,7 @@ from typing import Self
 import httpx
 import typer
 
+from deployments.embedded_postgres import socket_path
 from deployments.services import HostFacts, HostPlan, host_plan
 from deployments.supervision import Supervisor
 from deployments.when_ready import answers
@@ -86,6 +87,9 @@ class Host:
 
     def _wait_until_all_serve(self) -> None:
         api = self.plan.api_url
+        if any(service.name == "postgres" for service in self.plan.services):
+            database = socket_path(self.settings.data_dir / "postgres")
+            self._await("postgres", lambda: answers(f"unix:{database}"))
         self._await("prefect-server", lambda: answers(f"{api}/health"))
         self._await("gateway", lambda: _listens(self.settings))
         # The gateway writes the queue of the lowest priority last: the pool is whole when it is there.

@@ -31,7 +31,7 @@ def answers(address: str) -> bool:
 
 def main(arguments: list[str]) -> None:
     """Wait for ``arguments[0]``, then execute what stands behind ``--``. Does not return."""
-    address, separator, *command = arguments
+    address, separator, *command = arguments if len(arguments) > 1 else ("", "")
     if separator != "--" or not command:
         raise SystemExit("usage: python -m deployments.when_ready ADDRESS -- COMMAND …")
     while not answers(address):

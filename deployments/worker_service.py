@@ -6,15 +6,30 @@ import os
 import sys
 
 from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 
+from deployments.server_errors import told_in_one_line
 from deployments.stranded_runs import resume_stranded_runs
 from flows_engine.wiring import site_engine
 
 
+class PoolMissingError(RuntimeError):
+    """Prefect has no such work pool. A worker would make it, without its queues and their priorities."""
+
+
 def serve(*, pool: str, name: str, slots: int) -> None:
-    """Become a worker of ``pool`` that runs up to ``slots`` flow runs at once. Does not return."""
+    """Become a worker of ``pool`` that runs up to ``slots`` flow runs at once. Does not return.
+
+    Raises ``ServerUnreachableError`` and ``PoolMissingError``.
+    """
     engine = site_engine()
-    with get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client, told_in_one_line(client.api_url):
+        try:
+            client.read_work_pool(pool)
+        except ObjectNotFound:
+            raise PoolMissingError(
+                f"Prefect has no work pool {pool!r}; `dicomflow deploy` makes the pools that the definitions ask for"
+            ) from None
         resume_stranded_runs(
             client,
             pool=pool,

@@ -26,10 +26,13 @@ RunState = Literal["pending", "created", "refused"]
 
 _BUSY_TIMEOUT_SECONDS: Final = 30.0
 _LONGEST_ERROR: Final = 500
-_SCHEMA: Final = """
+_NOW: Final = "strftime('%Y-%m-%dT%H:%M:%f+00:00', 'now')"
+_SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS studies (
     study_id       TEXT PRIMARY KEY,
     received_at    TEXT NOT NULL,
+    committed_at   TEXT NOT NULL DEFAULT ({_NOW}),
+    decided_at     TEXT,
     sender         TEXT NOT NULL,
     instance_count INTEGER NOT NULL,
     complete       INTEGER NOT NULL,
@@ -75,6 +78,11 @@ class LedgerStudy:
 
     study_id: str
     received_at: datetime
+    """When the first instance of its association came."""
+    committed_at: datetime
+    """When its association had ended, and it lay in the store."""
+    decided_at: datetime | None
+    """When it was last matched."""
     sender: str
     instance_count: int
     complete: bool
@@ -156,7 +164,7 @@ class Ledger:
         """
         with self._transaction() as connection:
             cursor = connection.execute(
-                "UPDATE studies SET outcome = ?, reason = ?, explanation = ? "
+                f"UPDATE studies SET outcome = ?, reason = ?, explanation = ?, decided_at = {_NOW} "  # noqa: S608
                 "WHERE study_id = ? AND outcome = 'received'",
                 (decision.outcome, decision.reason, decision.explanation, study_id),
             )
@@ -258,6 +266,8 @@ class Ledger:
         return LedgerStudy(
             study_id=row["study_id"],
             received_at=datetime.fromisoformat(row["received_at"]),
+            committed_at=datetime.fromisoformat(row["committed_at"]),
+            decided_at=datetime.fromisoformat(row["decided_at"]) if row["decided_at"] else None,
             sender=row["sender"],
             instance_count=row["instance_count"],
             complete=bool(row["complete"]),

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowFilter, FlowFilterName
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from dicom_gateway.errors import TriggerRefusedError, TriggerUnavailableError
@@ -48,7 +49,7 @@ class PrefectTrigger:
             )
         except ObjectNotFound:
             self._deployment_ids.pop(name, None)  # it may have been made anew, under another id
-            raise TriggerUnavailableError(f"Prefect has no deployment {naming.deployment(name)} yet") from None
+            raise _not_deployed(name) from None
         except httpx.TransportError as error:
             raise TriggerUnavailableError(f"Prefect does not answer ({type(error).__name__})") from None
         except PrefectHTTPStatusError as error:
@@ -60,5 +61,16 @@ class PrefectTrigger:
 
     def _deployment_id(self, name: str) -> UUID:
         if name not in self._deployment_ids:
-            self._deployment_ids[name] = self._client.read_deployment_by_name(naming.deployment(name)).id
+            # Not by Prefect's lookup by name: it puts the name into a URL without quoting it.
+            found = self._client.read_deployments(
+                flow_filter=FlowFilter(name=FlowFilterName(any_=[naming.FLOW_NAME])),
+                deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])),
+            )
+            if not found:
+                raise _not_deployed(name)
+            self._deployment_ids[name] = found[0].id
         return self._deployment_ids[name]
+
+
+def _not_deployed(name: str) -> TriggerUnavailableError:
+    return TriggerUnavailableError(f"Prefect has no deployment {naming.deployment(name)} yet")

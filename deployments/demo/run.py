@@ -70,7 +70,7 @@ def demonstrate(console: Console, *, flow: Path, environ: Mapping[str, str]) -> 
             dcmtk.store(files, port=settings.ae_port, called_ae_title=settings.ae_title)
             seconds = (datetime.now(UTC) - began).total_seconds()
             console.print(f"sent {len(files)} instances of {_PATIENTS} patients in one association, {seconds:.1f} s")
-            for run in _await_runs(host.plan.api_url, show=status.update):
+            for run in _await_runs(host, show=status.update):
                 _print_run(console, run, began=began, ui_url=host.plan.ui_url)
             arrived, sent = _compare(folders)
             status.update("stopping everything")
@@ -108,10 +108,10 @@ def free_port() -> int:
         return port
 
 
-def _await_runs(api_url: str, *, show: Callable[[str], None]) -> list[RunSummary]:
+def _await_runs(host: Host, *, show: Callable[[str], None]) -> list[RunSummary]:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < deadline:
-        runs = read_runs(api_url)
+        runs = read_runs(host.plan.api_url, data_dir=host.settings.data_dir)
         show(" · ".join(f"{run.name}: {run.state}" for run in runs) or "waiting for the runs")
         if len(runs) >= _PATIENTS and all(run.finished for run in runs):
             return runs

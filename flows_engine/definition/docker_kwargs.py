@@ -65,7 +65,7 @@ REASONS_FOR_REFUSAL: Final = {
 }
 # The allowed form of a reference: registry, path, tag, digest (the engine says the rest).
 _IMAGE: Final = re.compile(r"[A-Za-z0-9][\w.:/@+-]*")
-_SIZE: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?\s*([bkmgtBKMGT][bB]?)?")
+_SIZE: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?\s*([bkmgBKMG][bB]?)?")
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 _CPUS: Final = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*")
 # The engine's numbers have 64 bits.

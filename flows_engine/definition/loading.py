@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,10 +17,14 @@ from pydantic_core import ErrorDetails
 from flows_engine.definition.docker_kwargs import REASONS_FOR_REFUSAL, DockerKwargs
 from flows_engine.definition.errors import DefinitionError, Problem
 from flows_engine.definition.schema import FlowDefinition, Model
+from flows_engine.definition.wording import reason
 
-LARGEST_BYTES: Final = 1 << 20
-_MOST_NODES: Final = 100_000  # a few nested aliases can stand for billions of values
+LARGEST_BYTES: Final = 1 << 18
+# A few nested aliases can stand for billions of values, and a large file would keep its reader busy for seconds.
+_MOST_VALUES: Final = 10_000
 _DEEPEST: Final = 50
+_MOST_PROBLEMS: Final = 100
+_MERGE: Final = "<<"
 _NULLS: Final = {"", "~", "null", "Null", "NULL"}
 
 _YAML_HINTS: Final = {
@@ -59,7 +64,12 @@ def load_definition(path: Path) -> LoadedDefinition:
         definition = FlowDefinition.model_validate(values)
     except ValidationError as error:
         errors = [details for details in error.errors(include_url=False) if not _follows_from_others(details, error)]
-        problems = [_problem(path, document.lines, details) for details in errors]
+        problems = [_problem(path, document.lines, details) for details in errors[:_MOST_PROBLEMS]]
+        if len(errors) > _MOST_PROBLEMS:
+            left = len(errors) - _MOST_PROBLEMS
+            problems.append(
+                Problem(file=path, line=None, field="", reason=f"has {left} more problems; mend these first")
+            )
         raise DefinitionError(tuple(dict.fromkeys(problems))) from None
     return LoadedDefinition(definition=definition, file=path, warnings=tuple(_warnings(path, document)))
 
@@ -71,7 +81,9 @@ def read_yaml_mapping(path: Path, *, may_be_empty: bool = False) -> YamlMapping:
     """
     text = _text(path)
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
+    except _TooMuchError as error:
+        raise _too_much(path, error) from None
     except yaml.MarkedYAMLError as error:
         # What was begun and never ended is reported at the end of the file; its beginning is what has to be mended.
         mark = error.context_mark if "end of stream" in str(error.problem) else error.problem_mark
@@ -80,8 +92,6 @@ def read_yaml_mapping(path: Path, *, may_be_empty: bool = False) -> YamlMapping:
             (hint for sign, hint in _YAML_HINTS.items() if sign in reason), "is a quote or a bracket not closed?"
         )
         raise _whole(path, f"is no YAML: {reason}", line=mark.line + 1 if mark else None, hint=hint) from None
-    except RecursionError:
-        raise _whole(path, "holds values nested too deep") from None
     # PyYAML lets the ValueError of an impossible escape (`"\\U00110000"`) or version number through.
     except (ValueError, OverflowError):
         reason = "is no YAML: an escape like \\U… in a text, or the line %YAML, names what does not exist"
@@ -96,8 +106,11 @@ def read_yaml_mapping(path: Path, *, may_be_empty: bool = False) -> YamlMapping:
         raise _whole(
             path, "is not a mapping of keys to values", line=1, hint="begin lines with `key:`, not with a dash"
         )
-    reading = _Reading(path)
-    values = reading.mapping(node, ())
+    reading = _Reading(path, _Bounds())
+    try:
+        values = reading.mapping(node, ())
+    except _TooMuchError as error:
+        raise _too_much(path, error) from None
     if reading.problems:
         raise DefinitionError(tuple(reading.problems))
     return YamlMapping(values=MappingProxyType(values), lines=MappingProxyType(reading.lines))
@@ -118,61 +131,114 @@ def _text(path: Path) -> str:
         raise _whole(path, "is not in UTF-8", line=line, hint="save it as UTF-8") from None
 
 
+class _TooMuchError(Exception):
+    def __init__(self, *, line: int) -> None:
+        super().__init__()
+        self.line = line
+
+
+class _Bounds:
+    """Counts values, and how deep they lie in each other. Raises ``_TooMuchError`` where a flow could not mean it."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._size = 0
+        self._depth = 0
+
+    @contextmanager
+    def around(self, *, line: int, size: int = 0) -> Iterator[None]:
+        self._count += 1
+        self._depth += 1
+        self._size += size
+        if self._count > _MOST_VALUES or self._depth > _DEEPEST or self._size > LARGEST_BYTES:
+            raise _TooMuchError(line=line)
+        yield
+        self._depth -= 1
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's reader of nodes, within bounds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._bounds = _Bounds()
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        with self._bounds.around(line=event.start_mark.line + 1):
+            return super().compose_node(parent, index)
+
+
 class _Reading:
     """Turns nodes into values, and remembers on which line each field stands."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, bounds: _Bounds) -> None:
         self._path = path
-        self._count = 0
+        self._bounds = bounds
         self.lines: dict[FieldPath, int] = {}
         self.problems: list[Problem] = []
 
     def value(self, node: yaml.Node, field: FieldPath) -> object:
-        self._count += 1
-        if self._count > _MOST_NODES or len(field) > _DEEPEST:
-            raise _whole(self._path, "holds too many values, or values nested too deep", line=node.start_mark.line + 1)
-        self.lines.setdefault(field, node.start_mark.line + 1)
-        if isinstance(node, yaml.MappingNode):
-            return self.mapping(node, field)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.value(item, (*field, number)) for number, item in enumerate(node.value)]
-        plain = isinstance(node, yaml.ScalarNode) and node.style is None
-        return None if plain and node.value in _NULLS else self._text(node, field)
+        size = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+        with self._bounds.around(line=node.start_mark.line + 1, size=size):
+            self.lines.setdefault(field, node.start_mark.line + 1)
+            if isinstance(node, yaml.MappingNode):
+                return self.mapping(node, field)
+            if isinstance(node, yaml.SequenceNode):
+                return [self.value(item, (*field, number)) for number, item in enumerate(node.value)]
+            plain = isinstance(node, yaml.ScalarNode) and node.style is None
+            return None if plain and node.value in _NULLS else self._text(node, field)
 
     def _text(self, node: yaml.Node, field: FieldPath) -> str:
         text: str = node.value
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            self.problems.append(
-                Problem(
-                    file=self._path,
-                    line=node.start_mark.line + 1,
-                    field=dotted(field),
-                    reason="holds half of a character (a lone surrogate)",
-                    hint="write the character itself",
-                )
-            )
+        if "\0" in text:
+            self._problem(node, field, "holds a NUL character", hint="leave it out")
+        elif not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            reason = "holds half of a character (a lone surrogate)"
+            self._problem(node, field, reason, hint="write the character itself")
             return ""
         return text
+
+    def _problem(self, node: yaml.Node, field: FieldPath, reason: str, *, hint: str = "") -> None:
+        line = node.start_mark.line + 1
+        self.problems.append(Problem(file=self._path, line=line, field=dotted(field), reason=reason, hint=hint))
 
     def mapping(self, node: yaml.MappingNode, field: FieldPath) -> dict[str, Any]:
         self.lines.setdefault(field, node.start_mark.line + 1)
         values: dict[str, Any] = {}
+        merged: list[yaml.Node] = []
         for key, item in node.value:
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode):
-                key.value = self._text(key, field)
             if not isinstance(key, yaml.ScalarNode):
-                self.problems.append(
-                    Problem(file=self._path, line=line, field=dotted(field), reason="a key is no text")
-                )
-            elif key.value in values:
-                self.problems.append(
-                    Problem(file=self._path, line=line, field=dotted((*field, key.value)), reason="stands here twice")
-                )
+                self._problem(key, field, "a key is no text")
+                continue
+            name = self._text(key, field)
+            if name == _MERGE and key.style is None:
+                merged.append(item)
+            elif name in values:
+                self._problem(key, (*field, name), "stands here twice")
             else:
-                self.lines[*field, key.value] = line
-                values[key.value] = self.value(item, (*field, key.value))
+                self.lines[*field, name] = key.start_mark.line + 1
+                values[name] = self.value(item, (*field, name))
+        # What stands in the mapping itself wins over what is merged into it, the earlier over the later.
+        for source in merged:
+            for other in self._merged(source, field):
+                values = {**other, **values}
         return values
+
+    def _merged(self, node: yaml.Node, field: FieldPath) -> list[dict[str, Any]]:
+        sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        mappings: list[dict[str, Any]] = []
+        for source in sources:
+            if not isinstance(source, yaml.MappingNode):
+                self._problem(node, (*field, _MERGE), "merges mappings, and stands before something else")
+                continue
+            inner = _Reading(self._path, self._bounds)
+            with self._bounds.around(line=source.start_mark.line + 1):
+                mappings.append(inner.mapping(source, field))
+            self.problems += inner.problems
+            for place, line in inner.lines.items():
+                self.lines.setdefault(place, line)
+        return mappings
 
 
 def dotted(field: FieldPath) -> str:
@@ -185,24 +251,27 @@ def _whole(path: Path, reason: str, *, line: int | None = None, hint: str = "") 
     return DefinitionError((Problem(file=path, line=line, field="", reason=reason, hint=hint),))
 
 
+def _too_much(path: Path, error: _TooMuchError) -> DefinitionError:
+    reason = f"holds more than {_MOST_VALUES} values, or values nested deeper than {_DEEPEST}"
+    return _whole(path, reason, line=error.line)
+
+
 def _problem(path: Path, lines: Mapping[FieldPath, int], details: ErrorDetails) -> Problem:
     field, line = _place(lines, details["loc"])
-    kind, key = details["type"], str(details["loc"][-1]) if details["loc"] else ""
+    kind = details["type"]
+    key = next((part for part in reversed(details["loc"]) if isinstance(part, str)), "")
     if kind == "extra_forbidden":
-        reason, hint = _unknown_key(details["loc"], key)
+        why, hint = _unknown_key(details["loc"], key)
     elif kind == "missing":
-        reason, hint = "is missing", _MISSING.get(key, "")
+        why, hint = "is missing", _MISSING.get(key, "")
     elif details["input"] is None:
-        reason, hint = "has no value", _MISSING.get(key, "give it a value, or leave the key out")
-    elif kind == "too_short":
-        reason, hint = "is empty", _MISSING.get(key, "")
-    elif kind == "value_error":
-        reason, hint = str(details["ctx"]["error"]), ""
+        why, hint = "has no value", _MISSING.get(key, "give it a value, or leave the key out")
     elif kind == "condition":
-        reason, hint = details["msg"], ""
+        why, hint = details["msg"], ""
     else:
-        reason, hint = _plain(details), ""
-    return Problem(file=path, line=line, field=dotted(field), reason=reason, hint=hint)
+        # A sentence of ours holds its way out; pydantic's needs one.
+        why, hint = reason(details), "" if kind == "value_error" else _WRITE.get(key, "")
+    return Problem(file=path, line=line, field=dotted(field), reason=why, hint=hint)
 
 
 def _follows_from_others(details: ErrorDetails, error: ValidationError) -> bool:
@@ -218,6 +287,19 @@ _MISSING: Final = {
     "models": "name at least one container, like `- docker_kwargs: {image: hello-world}`",
     "docker_kwargs": "write at least `docker_kwargs: {image: …}`",
     "image": "name the Docker image to run",
+}
+_WRITE: Final = {
+    "triggers": "write a list of mappings, like `- Modality: CT`",
+    "models": "write a list of containers, like `- docker_kwargs: {image: hello-world}`",
+    "docker_kwargs": "write a mapping, like {image: hello-world}",
+    "destinations": "write {host: …, port: …, ae_title: …}",
+    "environment": "write a mapping, like {NAME: value}",
+    "labels": "write a mapping, like {name: value}",
+    "tmpfs": "write a mapping of folders to options, like {/scratch: size=1g}",
+    "priority": "0 to 5, of which 5 runs first",
+    "port": "1 to 65535",
+    "return_to_sender_on_port": "1 to 65535",
+    "timeout": "seconds of run time, like 1800; 31 days at most",
 }
 
 
@@ -247,22 +329,8 @@ def _unknown_key(location: tuple[int | str, ...], key: str) -> tuple[str, str]:
     if model is Model and key in DockerKwargs.model_fields.keys() | REASONS_FOR_REFUSAL.keys():
         return "is no key of a model", "what is meant for Docker is written below docker_kwargs"
     known = list(model.model_fields)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.6)
     return "is no known key", f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
-
-
-_PLAIN: Final = {
-    "int_": "is no whole number",
-    "float_": "is no number",
-    "bool_": "is neither true nor false",
-    "string_type": "is not text",
-    "model_": "is not a mapping of keys to values",
-    "dict_": "is not a mapping of keys to values",
-    "tuple_": "is not a list",
-    "less_than_equal": "is greater than {le:g}",
-    "greater_than_equal": "is less than {ge:g}",
-    "greater_than": "is not greater than {gt:g}",
-}
 
 
 def _model_at(location: tuple[int | str, ...]) -> type[BaseModel]:
@@ -279,15 +347,6 @@ def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _models_in(argument)
-
-
-def _plain(details: ErrorDetails) -> str:
-    kind, given = details["type"], details["input"]
-    message = next((reason for start, reason in _PLAIN.items() if kind.startswith(start)), "")
-    message = message.format(**details.get("ctx", {}))
-    if not message:
-        message = details["msg"][:1].lower() + details["msg"][1:]
-    return f"{message}; it says {given!r}" if isinstance(given, str | int | float | bool) else message
 
 
 def _warnings(path: Path, document: YamlMapping) -> Iterator[Problem]:

@@ -70,7 +70,8 @@ def host(written: str) -> str:
             pass
         else:
             return name
-    if _HOST_NAME.fullmatch(name.partition(":")[0]) and name.count(":") == 1:
+    before, _, port = name.partition(":")
+    if _HOST_NAME.fullmatch(before) and port.isdigit():
         raise ValueError("is a host with a port; the port is a key of its own, `port`")
     raise ValueError("is no host name or address like pacs.example or 10.0.0.5")
 
@@ -112,6 +113,7 @@ class StaticMount(_Part):
             "type": "string",
             "title": "StaticMount",
             "description": "SOURCE:/place, SOURCE being below STATIC_DIR.",
+            "pattern": r":\s*/",
         }
 
     @field_validator("source")
@@ -160,7 +162,7 @@ class Model(_Part):
     @classmethod
     def _kind_of_gpu(cls, gpu: bool | str) -> bool | str:
         if isinstance(gpu, str) and not _KIND_OF_GPU.fullmatch(gpu):
-            raise ValueError("is neither true (one GPU) nor false nor a kind of GPU, like a100, which begins with a letter")
+            raise ValueError("is neither true (one GPU) nor false nor a kind of GPU, which begins with a letter")
         return gpu
 
     @model_validator(mode="after")

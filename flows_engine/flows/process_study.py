@@ -86,4 +86,4 @@ def _send(definition: FlowDefinition, last: StepResult, *, sender: Sender, run_i
         raise unforeseen[0]
     if failures:
         raise EngineError("; ".join(map(str, failures)))
-    return "; ".join(f"{outcome.file_count} instances confirmed by {outcome.destination}" for outcome in outcomes)
+    return ", ".join(f"{outcome.file_count} instances delivered to {outcome.destination}" for outcome in outcomes)

@@ -21,6 +21,7 @@ from flows_engine.definition.errors import DefinitionError
 from flows_engine.definition.loading import read_yaml_mapping
 from flows_engine.definition.schema import AETitle
 from flows_engine.definition.trigger import parse_tag
+from flows_engine.definition.wording import reason
 
 _INSTALLED: Final = Path("/opt/DicomFlow")
 _CONF_DIR: Final = _INSTALLED / "conf.d"
@@ -45,7 +46,7 @@ def _words(value: object) -> object:
     if value.lstrip().startswith("["):
         try:
             return json.loads(value)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             raise ValueError("begins like a JSON list, and is none") from None
     return value.replace(",", " ").split()
 
@@ -80,7 +81,12 @@ def _absolute(value: object) -> object:
         return value
     if not str(value).strip():
         raise ValueError("is empty; name a folder")
-    return Path(str(value).strip()).expanduser().absolute()
+    if not str(value).isprintable():
+        raise ValueError("holds characters that cannot be seen, or are no UTF-8")
+    try:
+        return Path(str(value).strip()).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("begins with ~, and there is no such home; write the whole path") from None
 
 
 def _absolute_or_none(value: object) -> object:
@@ -214,9 +220,8 @@ class _Reading:
         except ValidationError as error:
             for details in error.errors(include_url=False):
                 name = str(details["loc"][0])
-                reason = details["msg"].removeprefix("Value error, ")
                 origin = self._origins.get(name, "default")
-                self._problems.append(f"{origin}: {name}: {reason}; it says {details['input']!r}")
+                self._problems.append(f"{origin}: {name}: {reason(details)}")
         if self._problems:
             raise SettingsError("\n".join(self._problems))
         return LoadedSettings(

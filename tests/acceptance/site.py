@@ -15,7 +15,7 @@ import docker
 import yaml
 
 from deployments.demo import dcmtk
-from tests.acceptance.prefect_api import PrefectApi, eventually
+from tests.acceptance.prefect_api import FINAL, PrefectApi, eventually
 from tests.factories import CANARY_SERIES_DESCRIPTION, ct_series, flow_keys, model_keys, write_instances
 from tests.services import unused_port
 
@@ -104,8 +104,13 @@ class Site:
 
     def await_gate(self, run_id: str, *, model: int = 1) -> None:
         """Return when model number ``model`` of a run waits at its gate (see ``gated``)."""
-        folder = self._output(run_id, model)
-        eventually(lambda: (folder / "waits").exists(), bool, what=f"run {run_id} waits at the gate of model {model}")
+        waits = self._output(run_id, model) / "waits"
+        eventually(
+            lambda: (waits.exists(), self.api.run(run_id)["state"]),
+            lambda seen: seen[0] or seen[1]["type"] in FINAL,
+            what=f"run {run_id} waits at the gate of model {model}",
+        )
+        assert waits.exists(), self.api.run(run_id)["state"]
 
     def open_gate(self, run_id: str, *, model: int = 1) -> None:
         (self._output(run_id, model) / _GATE).touch()

@@ -72,8 +72,8 @@ def test_every_instance_arrives_byte_for_byte(way: Way) -> None:
 def test_the_states_are_those_of_the_dashboard_in_their_order(site: Site, way: Way) -> None:
     names = site.api.state_names(way.run_id)
     assert names[names.index("Running") :] == ["Running", "Finished", "Sending", "Completed"]
-    assert set(names[: names.index("Running")]) <= {"Scheduled", "Pending", "Late"}
-    assert way.state["message"] == f"2 models run, 20 instances confirmed by ARCHIVE@127.0.0.1:{_port(way)}"
+    assert set(names[: names.index("Running")]) <= {"Scheduled", "Pending", "Submitting", "Late"}
+    assert way.state["message"] == f"2 models run, 20 instances delivered to ARCHIVE@127.0.0.1:{_port(way)}"
 
 
 def test_each_model_and_each_destination_is_a_task_run(site: Site, way: Way) -> None:

@@ -1,7 +1,7 @@
 """From the sender's release to the result at its destination: ``python -m tests.benchmarks.end_to_end``.
 
-Everything that ``dicomflow up`` starts, on an otherwise idle host; studies of 100 CT slices (0.5 MB each) one after another,
-one busybox model that copies its input, one DCMTK storescp as destination (TCP_NODELAY=1).
+Everything that ``dicomflow up`` starts, on an otherwise idle host; studies of 100 CT slices (0.5 MB each) one after
+another, one busybox model that copies its input, one DCMTK storescp as destination (TCP_NODELAY=1).
 """
 
 from __future__ import annotations

@@ -95,7 +95,9 @@ def _print_load(title: str, rates: dict[str, list[float]], peers: dict[str, tupl
         print(f"  {name:24} {statistics.median(values):8.0f} files/s  ({min(values):.0f} to {max(values):.0f})")
     ours, theirs = (rates[name] for name in peers)
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    print(f"  ratio                    {statistics.median(ratios):8.2f}          ({min(ratios):.2f} to {max(ratios):.2f})")
+    print(
+        f"  ratio                    {statistics.median(ratios):8.2f}          ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
 
 
 @contextmanager

@@ -148,6 +148,15 @@ def test_a_definition_that_was_removed_meanwhile_does_not_come_back_with_a_bad_f
     assert site.in_force == {}
 
 
+def test_a_file_that_went_bad_while_nobody_looked_has_its_last_good_version(site: Site) -> None:
+    site.write("a.yaml", text("A"))
+    (site.folder / "a.yaml").unlink()
+    (site.folder / "a.yaml").write_text(BAD)
+    site.restart().refresh()
+
+    assert site.in_force == {"A": "a"}
+
+
 def test_a_folder_that_is_gone_removes_nothing_and_is_told_once(site: Site) -> None:
     site.write("a.yaml", text("A"))
     site.folder.rename(site.folder.parent / "elsewhere")
@@ -295,6 +304,33 @@ def test_a_watch_tells_of_every_change_and_ends_when_told(site: Site) -> None:
         (site.folder / "a.yaml").unlink()
         assert changes.get(timeout=_WAIT_SECONDS).removed == ("A",)
         assert changes.empty()
+
+
+def test_a_watch_sees_files_that_editors_exchange(site: Site) -> None:
+    site.write("a.yaml", text("A", image="v0"))
+    with watching(site, look_anyway_seconds=1) as changes:
+        for version in ("v1", "v2", "v3"):
+            swap = site.folder / ".a.yaml.swp"
+            swap.write_text(text("A", image=version))
+            swap.replace(site.folder / "a.yaml")
+            change = changes.get(timeout=_WAIT_SECONDS)
+            assert (change.added, change.changed, change.removed, change.problems) == ((), ("A",), (), ())
+            assert site.in_force == {"A": version}
+
+
+def test_a_watch_never_shows_half_a_file(site: Site) -> None:
+    site.write("a.yaml", text("A", image="v0"))
+    with watching(site, look_anyway_seconds=0.05) as changes:
+        for number in range(1, 40):
+            # In place, as some editors write: for a moment the file is empty, or holds its first half.
+            with (site.folder / "a.yaml").open("w") as file:
+                written = text("A", image=f"v{number}")
+                file.write(written[:20])
+                file.flush()
+                file.write(written[20:])
+            assert site.in_force.keys() == {"A"}
+        while site.in_force != {"A": "v39"}:
+            assert changes.get(timeout=_WAIT_SECONDS).removed == ()
 
 
 def test_a_watch_survives_its_folder(site: Site) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import docker.models.containers
 import pytest
 from docker.utils import parse_bytes, split_command
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from flows_engine.definition.docker_kwargs import REASONS_FOR_REFUSAL, DockerKwargs
@@ -60,7 +62,20 @@ def test_an_environment_may_be_a_list() -> None:
 
 @pytest.mark.parametrize(
     "environment",
-    [["A"], {"A=B": "1"}, {"": "1"}, {"A": "x\0"}, {"A": None}, "A=1", {"NVIDIA_VISIBLE_DEVICES": "all"}, [None]],
+    [
+        ["A"],
+        {"A=B": "1"},
+        {"": "1"},
+        {"A": "x\0"},
+        {"A": None},
+        "A=1",
+        {"NVIDIA_VISIBLE_DEVICES": "all"},
+        [None],
+        [["A=1"]],
+        ["A=1", "A=2"],
+        {"A B": "1"},
+        {"A\n": "1"},
+    ],
 )
 def test_an_environment_that_means_nothing_or_takes_gpus_is_refused(environment: object) -> None:
     with pytest.raises(ValidationError):
@@ -113,6 +128,23 @@ def test_a_command_is_one_that_docker_py_can_split() -> None:
         {"mem_swappiness": 101},
         {"nano_cpus": 0},
         {"command": ["a", None]},
+        {"command": "a\0b"},
+        {"entrypoint": ["a", "b\0"]},
+        {"command": {"a": "b"}},
+        {"tmpfs": {"/proc/x": ""}},
+        {"tmpfs": {"/a/../b": ""}},
+        {"working_dir": "/app\n"},
+        {"user": "a b"},
+        {"user": ""},
+        {"user": "a:b:c"},
+        {"user": "-1"},
+        {"cpuset_cpus": "all"},
+        {"cpuset_cpus": ""},
+        {"nano_cpus": 2**63},
+        {"cpu_quota": -(2**63)},
+        {"cpu_shares": -1},
+        {"read_only": "maybe"},
+        {"labels": {"a": "b\0"}},
     ],
 )
 def test_values_that_the_engine_would_not_take_or_that_are_ours_are_refused(values: dict[str, object]) -> None:
@@ -124,3 +156,22 @@ def test_a_memory_folder_with_options_is_taken() -> None:
     assert kwargs(tmpfs={"/scratch": "size=1g,mode=1777"}).create_options()["tmpfs"] == {
         "/scratch": "size=1g,mode=1777"
     }
+
+
+@given(size=st.from_regex(r"[0-9.]{1,20} ?[bkmgt]{0,2}", fullmatch=True))
+def test_every_size_that_is_taken_is_one_for_docker_py(size: str) -> None:
+    try:
+        taken = kwargs(mem_limit=size).mem_limit
+    except ValidationError:
+        return
+    assert 0 <= parse_bytes(taken) < 2**110
+
+
+@pytest.mark.parametrize("user", [0, "1000", "1000:1000", "nobody", "model_user:staff", "a.b-c"])
+def test_a_user_may_be_a_number_or_a_name(user: object) -> None:
+    assert kwargs(user=user).create_options()["user"] == str(user)
+
+
+@pytest.mark.parametrize("cpus", ["0", 3, "0-3", "0,2,5-7"])
+def test_processors_may_be_listed(cpus: object) -> None:
+    assert kwargs(cpuset_cpus=cpus).cpuset_cpus == str(cpus)

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
+from flows_engine.definition.errors import DefinitionError
 from flows_engine.definition.json_schema import SCHEMA_FILE, flow_schema, main
 from flows_engine.definition.loading import load_definition
 
@@ -70,7 +71,11 @@ def test_the_examples_are_there_and_only_two_of_them_run_by_themselves() -> None
         {"models": [{"docker_kwargs": {"image": "a", "environment": ["A=1"]}, "static_mount": "X:/m"}]},
     ],
 )
-def test_what_the_loader_takes_is_not_marked_red(values: dict[str, Any]) -> None:
+def test_what_the_loader_takes_is_not_marked_red(tmp_path: Path, values: dict[str, Any]) -> None:
+    path = tmp_path / "flow.yaml"
+    path.write_text(yaml.safe_dump({**SMALLEST, **values}))
+
+    load_definition(path)
     jsonschema.validate({**SMALLEST, **values}, flow_schema())
 
 
@@ -84,8 +89,28 @@ def test_what_the_loader_takes_is_not_marked_red(values: dict[str, Any]) -> None
         {"models": [{"docker_kwargs": {"image": "a", "privileged": True}}]},
         {"models": [{"docker_kwargs": {}}]},
         {"destinations": [{"host": "h"}]},
+        {"destinations": "localhost"},
+        {"name": "x" * 201},
+        {"name": ["x"]},
+        {"triggers": None},
+        {"triggers": "CT"},
+        {"triggers": [{"Modality": []}]},
+        {"triggers": [{"Modality": {"a": "b"}}]},
+        {"models": ["busybox"]},
+        {"models": [{"docker_kwargs": "busybox"}]},
+        {"models": [{"docker_kwargs": {"image": "a"}, "timeout": 0}]},
+        {"models": [{"docker_kwargs": {"image": "a"}, "gpu": [0]}]},
+        {"models": [{"docker_kwargs": {"image": "a"}, "static_mounts": ["X"]}]},
+        {"models": [{"docker_kwargs": {"image": "a"}, "static_mounts": [{"X": "/m"}]}]},
+        {"models": [{"docker_kwargs": {"image": "a", "environment": ["A"]}}]},
+        {"models": [{"docker_kwargs": {"image": "a", "mem_swappiness": 101}}]},
+        {"return_to_sender_on_port": [0]},
     ],
 )
-def test_what_the_loader_refuses_is_marked_red(values: dict[str, Any]) -> None:
+def test_what_is_marked_red_is_refused_by_the_loader_too(tmp_path: Path, values: dict[str, Any]) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**SMALLEST, **values}, flow_schema())
+    path = tmp_path / "flow.yaml"
+    path.write_text(yaml.safe_dump({**SMALLEST, **values}))
+    with pytest.raises(DefinitionError):
+        load_definition(path)

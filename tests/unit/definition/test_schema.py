@@ -79,7 +79,7 @@ _node = st.fixed_dictionaries(
 _flow = st.fixed_dictionaries(
     {"name": _name, "triggers": st.lists(_trigger, max_size=3), "models": st.lists(_model, min_size=1, max_size=3)},
     optional={
-        "version": _text,
+        "version": _text.filter(str.isprintable),
         "priority": st.integers(0, 5),
         "destinations": st.lists(_node, max_size=2),
         "return_to_sender_on_port": st.lists(st.integers(1, 65535), max_size=2),
@@ -101,6 +101,8 @@ def test_a_definition_survives_yaml_value_json_value(tmp_path: Path, values: dic
 
     assert FlowDefinition.model_validate(values) == read
     assert FlowDefinition.model_validate(plain) == read
+    without_none = FlowDefinition.model_validate(read.model_dump(mode="json", exclude_none=True))
+    assert (without_none, without_none.digest) == (read, read.digest)
     assert FlowDefinition.model_validate_json(read.model_dump_json()) == read
     assert FlowDefinition.model_validate(plain).digest == read.digest
     _SCHEMA.validate(plain)
@@ -136,7 +138,27 @@ def test_a_definition_cannot_be_changed() -> None:
         flow().priority = 3  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", ["", "  ", "a/b", "50%", "a&b", "<a", "a\nb", "a\x07", "x" * 201])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "  ",
+        "a/b",
+        "50%",
+        "a&b",
+        "<a",
+        "a\nb",
+        "a\x07",
+        "a\0",
+        "x" * 201,
+        ".",
+        "..",
+        "a?b",
+        "a#b",
+        "a\\b",
+        "a\u202eb",
+    ],
+)
 def test_a_name_that_prefect_would_not_take_is_refused(name: str) -> None:
     with pytest.raises(ValidationError):
         flow(name=name)
@@ -192,7 +214,7 @@ def test_a_folder_where_nothing_may_be_mounted_is_refused(folder: str) -> None:
     ],
 )
 def test_folders_in_each_other_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="lie in each other"):
+    with pytest.raises(ValidationError, match="a place of its own"):
         model(**values)
 
 
@@ -248,8 +270,57 @@ def test_spaces_around_an_ae_title_mean_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"host": ""}, {"host": "a b"}, {"host": "http://a"}, {"port": 0}, {"port": 65536}, {"port": "x"}]
+    "values",
+    [
+        *(
+            {"host": host}
+            for host in ("", " ", "a b", "http://a", "a/b", "-a", "a-", "a..b", ".", "a\nb", "a\0", "ä.example")
+        ),
+        *(
+            {"host": host}
+            for host in ("a:104", "a_b:", "[::1]", "::g", "1.2.3.4:5", "fe80::1%\n", "x" * 64, "a." * 127 + "a")
+        ),
+        *({"port": port} for port in (0, 65536, "x", "104a", 1.5, None)),
+    ],
 )
 def test_a_node_that_cannot_be_reached_by_its_address_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Node.model_validate({"host": "h", "port": 1, "ae_title": "A", **values})
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "pacs-1.hospital.example", "my_container", "10.0.0.5", "::1", "fe80::1%eth0", "7"]
+)
+def test_a_host_is_a_name_or_an_address(host: str) -> None:
+    assert Node.model_validate({"host": f" {host} ", "port": 1, "ae_title": "A"}).host == host
+
+
+def test_a_host_with_its_port_is_answered_with_the_way_out() -> None:
+    with pytest.raises(ValidationError, match="the port is a key of its own"):
+        Node.model_validate({"host": "pacs:104", "port": 104, "ae_title": "A"})
+
+
+@pytest.mark.parametrize("version", ["a\nb", "x" * 101, "\x1b[31m"])
+def test_a_version_is_short_and_on_one_line(version: str) -> None:
+    with pytest.raises(ValidationError):
+        flow(version=version)
+
+
+def test_a_static_mount_without_quotes_is_answered_with_the_way_to_write_it() -> None:
+    with pytest.raises(ValidationError, match="in quotes and without a space"):
+        model(static_mounts=[{"AwesomeModel1": "/model"}])
+
+
+def test_the_form_in_which_runs_keep_their_definition_is_read_and_written_as_it_is() -> None:
+    stored = {
+        "name": "FancyFlow",
+        "version": "1.02",
+        "priority": 4,
+        "triggers": [{"Modality": ["CT"], "(0008,1030)": ["AutoSeg", "~Phantom"]}],
+        "models": [{"docker_kwargs": {"image": "busybox", "environment": {"A": "0"}}, "static_mounts": ["X:/model"]}],
+        "destinations": [{"host": "localhost", "port": 10001, "ae_title": "STORESCP"}],
+        "return_to_sender_on_port": [10002],
+    }
+    definition = FlowDefinition.model_validate(stored)
+
+    assert definition.model_dump(mode="json", exclude_unset=True) == stored

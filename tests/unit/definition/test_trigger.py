@@ -101,3 +101,45 @@ def test_a_trigger_is_dumped_as_it_was_written() -> None:
 def test_a_trigger_that_says_nothing_clear_is_refused(value: object, reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         TRIGGER.validate_python(value)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["((a{1000}){1000}){1000}", "a{4000000000}", "(?:(?:a{99}){99}){99,}", "(?x)(a{ 1000 }){ 1000 }{ 9 }"]
+)
+def test_a_pattern_that_would_take_all_memory_is_refused_before_it_is_compiled(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"the counts in \{…\}"):
+        Pattern.parse(pattern)
+
+
+@pytest.mark.parametrize("pattern", [r"^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$", r"\d{4}-\d{2}-\d{2}", "a{0,500}"])
+def test_counts_that_are_meant_are_taken(pattern: str) -> None:
+    assert Pattern.parse(pattern).text == pattern
+
+
+@pytest.mark.parametrize("pattern", [r"\p{Lu}", "(?R)", "(?i:a)(?i)", r"(?|a|b)", "(?<=a+)b"])
+def test_what_is_no_expression_of_python_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="is not a regular expression"):
+        Pattern.parse(pattern)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("Modalty", "Modality"), ("seriesDescription", "SeriesDescription"), ("SopClassUID", "SOPClassUID")],
+)
+def test_a_misspelt_keyword_is_answered_with_the_right_one(written: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"did you mean {meant}"):
+        parse_tag(written)
+
+
+def test_a_trigger_of_thousands_of_wrong_tags_is_answered_with_the_first_few() -> None:
+    with pytest.raises(ValidationError) as caught:
+        TRIGGER.validate_python({f"Seriez{number}": "x" for number in range(5000)})
+
+    assert caught.value.error_count() == 10
+
+
+def test_a_long_key_is_shown_shortened() -> None:
+    with pytest.raises(ValueError, match="no DICOM keyword") as caught:
+        parse_tag("x" * 100_000)
+
+    assert len(str(caught.value)) < 200

@@ -153,6 +153,9 @@ def test_an_unknown_name_in_the_environment_is_none_of_our_business(load: Load) 
         ("GPUS", "../x"),
         ("GPUS", "0 0"),
         ("GPUS", "[0"),
+        ("GPUS", "[" * 100_000),
+        ("DATA_DIR", "~nobody-of-this-name/x"),
+        ("STATIC_DIR", "/a\u202eb"),
         ("CPU_SLOTS", "0"),
         ("INCOMPLETE", "maybe"),
         ("SEND_RETRY_DELAYS_SECONDS", "nan"),
@@ -221,3 +224,17 @@ def test_a_child_process_has_the_same_settings(
     )
 
     assert load_site_settings(settings.as_environment()).settings == settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("AE_PORT", "x", "is no whole number; it says 'x'"),
+        ("AE_PORT", "70000", "is greater than 65535; it says '70000'"),
+        ("INCOMPLETE", "maybe", "is not one of 'hold' or 'process'; it says 'maybe'"),
+        ("DATA_DIR", "", "is empty; name a folder; it says ''"),
+        ("SEND_RETRY_DELAYS_SECONDS", "5 soon", "is no number; it says 'soon'"),
+    ],
+)
+def test_what_is_said_reads_as_a_person_would_say_it(load: Load, name: str, value: str, said: str) -> None:
+    assert problems(load, "", **{name: value}) == [f"environment: {name}: {said}"]

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from deployments.plan import Deployment, PrefectContents, desired_deployment, differences, plan
+from flows_engine.definition.schema import FlowDefinition
+from tests.fakes.definitions import flow
+
+SCHEMA = {"type": "object"}
+QUEUES = {f"priority-{priority}": 6 - priority for priority in range(6)}
+POOLS = {"cpu": QUEUES, "gpu": QUEUES}
+
+
+def wanted(name: str = "A", **values: object) -> Deployment:
+    document = {"name": name, "triggers": [{"Modality": "CT"}], "models": [{"docker_kwargs": {"image": "busybox"}}]}
+    return desired_deployment(FlowDefinition.model_validate({**document, **values}), parameter_schema=SCHEMA)
+
+
+def holding(*deployments: Deployment, busy: tuple[str, ...] = (), queues=POOLS) -> PrefectContents:
+    return PrefectContents(
+        queue_priorities=queues,
+        deployments={deployment.name: deployment for deployment in deployments},
+        with_unfinished_runs=frozenset(busy),
+    )
+
+
+def test_an_empty_server_gets_pools_then_queues_from_the_highest_down_then_deployments():
+    changes = plan([wanted()], holding(queues={}))
+
+    queues = [f"priority-{priority}" for priority in (5, 4, 3, 2, 1, 0)]
+    pool = [("create pool", ""), *(("create queue", f"/{queue}") for queue in queues)]
+    assert [(change.action, change.name) for change in changes] == [
+        *((action, f"cpu{name}") for action, name in pool),
+        *((action, f"gpu{name}") for action, name in pool),
+        ("create", "A"),
+    ]
+
+
+def test_what_is_as_it_should_be_is_left_alone():
+    assert plan([wanted("A"), wanted("B", priority=3)], holding(wanted("A"), wanted("B", priority=3))) == ()
+
+
+def test_a_pool_that_was_made_half_way_gets_its_missing_queues():
+    half = {name: number for name, number in QUEUES.items() if name not in {"priority-4", "priority-0"}}
+
+    changes = plan([], holding(queues={"cpu": half, "gpu": QUEUES}))
+
+    assert [str(change) for change in changes] == [
+        "create queue cpu/priority-4: Prefect priority 2",
+        "create queue cpu/priority-0: Prefect priority 6",
+    ]
+
+
+def test_a_pool_that_is_there_keeps_the_priorities_that_the_site_gave_its_queues():
+    assert plan([], holding(queues={"cpu": dict.fromkeys(QUEUES, 9), "gpu": QUEUES})) == ()
+
+
+def test_a_kind_of_gpu_gets_a_pool_of_its_own_once():
+    models = [{"docker_kwargs": {"image": "busybox"}, "gpu": "a100"}]
+
+    changes = plan([wanted("A", models=models), wanted("B", models=models)], holding())
+
+    assert [change.name for change in changes if change.action == "create pool"] == ["gpu-a100"]
+    assert [change.detail for change in changes if change.action == "create"] == [
+        "pool gpu-a100, queue priority-0",
+        "pool gpu-a100, queue priority-0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        ({"version": "2"}, "version, tags, parameters"),
+        ({"priority": 5}, "tags, work_queue, parameters"),
+        ({"triggers": []}, "description, parameters"),
+        ({"models": [{"docker_kwargs": {"image": "busybox"}, "gpu": True}]}, "work_pool, parameters"),
+        ({"models": [{"docker_kwargs": {"image": "busybox"}, "timeout": 5}]}, "parameters"),
+    ],
+)
+def test_an_update_names_the_fields_that_differ(change, fields):
+    (update,) = plan([wanted(**change)], holding(wanted()))
+
+    assert str(update) == f"update A: {fields}"
+    assert update.deployment == wanted(**change)
+
+
+def test_a_definition_that_comes_back_unpauses_its_deployment():
+    (update,) = plan([wanted()], holding(replace(wanted(), paused=True)))
+
+    assert str(update) == "update A: paused"
+    assert update.deployment is not None
+    assert not update.deployment.paused
+
+
+def test_a_deployment_without_definition_is_deleted():
+    (change,) = plan([], holding(wanted()))
+
+    assert str(change) == "delete A: its definition is gone; the history of its runs stays"
+
+
+def test_a_deployment_without_definition_is_paused_while_it_has_runs():
+    (change,) = plan([], holding(wanted(), busy=("A",)))
+
+    assert str(change) == "pause A: its definition is gone; it has runs that are not over"
+    assert plan([], holding(replace(wanted(), paused=True), busy=("A",))) == ()
+    (later,) = plan([], holding(replace(wanted(), paused=True)))
+    assert later.action == "delete"
+
+
+def test_a_deployment_is_what_its_definition_says():
+    deployment = wanted("Thorax", version="1.02", priority=4)
+
+    assert (deployment.work_pool, deployment.work_queue) == ("cpu", "priority-4")
+    assert deployment.tags == ("dicomflow", "priority:4", "version:1.02")
+    assert deployment.version == "1.02"
+    definition = FlowDefinition.model_validate(deployment.parameters["definition"])
+    assert (definition.name, definition.priority) == ("Thorax", 4)
+
+
+def test_the_parameters_give_back_the_very_definition():
+    definition = FlowDefinition.model_validate(
+        {
+            "name": "All",
+            "triggers": [{"00080060": "CT", "StudyDescription": ["AutoSeg", "~Phantom"]}],
+            "models": [
+                {
+                    "docker_kwargs": {"image": "a:1", "command": "sh -c 'echo 1'", "environment": {"N": 0}},
+                    "gpu": "a100",
+                    "timeout": 2.5,
+                    "static_mounts": ["M:/model"],
+                }
+            ],
+            "destinations": [{"host": "pacs", "port": 104, "ae_title": "PACS"}],
+            "return_to_sender_on_port": [10002],
+        }
+    )
+
+    parameters = desired_deployment(definition, parameter_schema=SCHEMA).parameters
+
+    again = FlowDefinition.model_validate(parameters["definition"])
+    assert again == definition
+    assert again.digest == definition.digest
+
+
+def test_the_description_tells_when_what_and_where_to():
+    text = wanted(
+        triggers=[{"Modality": "CT", "SeriesDescription": ["Head", "~Phantom"]}],
+        destinations=[{"host": "pacs", "port": 104, "ae_title": "PACS"}],
+        return_to_sender_on_port=[10002],
+    ).description
+
+    assert "some instance has `Modality` matches `CT` and `SeriesDescription` matches `Head`, `~Phantom`" in text
+    assert "1. `busybox`" in text
+    assert "- PACS at pacs:104\n- back to the sender, on port 10002" in text
+
+
+def test_the_description_of_a_flow_that_never_fires_and_sends_nothing_says_so():
+    text = wanted(triggers=[]).description
+
+    assert "**Runs only when asked for.**" in text
+    assert text.endswith("**Sends its results**\n- nowhere")
+
+
+def test_deployments_of_the_same_definition_do_not_differ():
+    definition = flow("A", {"Modality": "CT"})
+    one, other = (desired_deployment(definition, parameter_schema=dict(SCHEMA)) for _ in range(2))
+
+    assert differences(one, other) == []
+    assert differences(one, replace(other, description="by hand")) == ["description"]

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from deployments.services import HostFacts, HostPlan, host_plan
+
+DATA = Path("/srv/ward 3 100%/data")
+
+
+def planned(environ: dict[str, str] | None = None, **values: object) -> HostPlan:
+    facts = {
+        "data_dir": DATA,
+        "host_name": "gpu-host",
+        "cpu_slots": 2,
+        "gpus": (),
+        "environ": environ or {},
+        "settings_environment": {"DATA_DIR": str(DATA), "AE_PORT": "10000"},
+    }
+    return host_plan(HostFacts(**{**facts, **values}))
+
+
+def names(plan: HostPlan) -> list[str]:
+    return [service.name for service in sorted(plan.services, key=lambda service: service.rank)]
+
+
+def test_a_host_without_configuration_runs_everything_in_the_order_of_need():
+    plan = planned()
+
+    assert names(plan) == ["postgres", "prefect-server", "gateway", "worker-cpu"]
+    assert plan.api_url == "http://127.0.0.1:4200/api"
+    assert plan.ui_url == "http://127.0.0.1:4200"
+
+
+def test_gpus_bring_a_worker_with_a_slot_for_each():
+    plan = planned(gpus=("0", "2"))
+
+    (worker,) = (service for service in plan.services if service.name == "worker-gpu")
+    assert worker.command[-4:] == ("--name", "gpu-host-gpu", "--slots", "2")
+
+
+def test_a_site_with_its_own_server_gets_neither_server_nor_database():
+    plan = planned({"PREFECT_API_URL": "http://prefect.hospital:4200/api"})
+
+    assert names(plan) == ["gateway", "worker-cpu"]
+    assert plan.environment["PREFECT_API_URL"] == plan.api_url == "http://prefect.hospital:4200/api"
+    assert "PREFECT_API_DATABASE_CONNECTION_URL" not in plan.environment
+
+
+def test_a_site_with_its_own_database_gets_a_server_that_does_not_wait_for_ours():
+    database = "postgresql+asyncpg://prefect@db/prefect"
+
+    plan = planned({"PREFECT_API_DATABASE_CONNECTION_URL": database})
+
+    assert names(plan) == ["prefect-server", "gateway", "worker-cpu"]
+    assert plan.environment["PREFECT_API_DATABASE_CONNECTION_URL"] == database
+    (server,) = (service for service in plan.services if service.name == "prefect-server")
+    assert "deployments.when_ready" not in server.command
+
+
+def test_the_server_listens_on_the_loopback_interface_alone_at_the_port_that_the_site_names():
+    plan = planned({"PREFECT_SERVER_API_PORT": "4711"})
+
+    (server,) = (service for service in plan.services if service.name == "prefect-server")
+    assert server.command[-4:] == ("--host", "127.0.0.1", "--port", "4711")
+    assert plan.api_url == "http://127.0.0.1:4711/api"
+
+
+def test_a_worker_waits_until_its_pool_is_whole():
+    (worker,) = (service for service in planned().services if service.name == "worker-cpu")
+
+    waits_for = worker.command[worker.command.index("deployments.when_ready") + 1]
+    assert waits_for == "http://127.0.0.1:4200/api/work_pools/cpu/queues/priority-0"
+
+
+def test_postgres_is_stopped_by_the_signal_that_does_not_wait_for_its_clients():
+    (postgres,) = (service for service in planned().services if service.name == "postgres")
+
+    assert (postgres.stop_signal, postgres.command[-1]) == ("INT", str(DATA / "postgres"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("DO_NOT_TRACK", "1"), ("PREFECT_SERVER_ANALYTICS_ENABLED", "false")], ids=str
+)
+def test_nothing_is_reported_to_anyone_unless_the_site_says_so(name: str, value: str):
+    assert planned().environment[name] == value
+    assert planned({name: "other"}).environment[name] == "other"
+
+
+def test_settings_win_over_what_the_environment_held():
+    plan = planned({"AE_PORT": "104", "HOME": "/home/admin"})
+
+    assert plan.environment["AE_PORT"] == "10000"
+    assert plan.environment["HOME"] == "/home/admin"
+
+
+def test_runs_are_started_by_this_interpreter():
+    first, *others = planned({"PATH": "/usr/bin:/bin"}).environment["PATH"].split(os.pathsep)
+
+    assert Path(first) == Path(sys.executable).parent
+    assert others == ["/usr/bin", "/bin"]
+
+
+def test_prefect_keeps_its_own_files_in_the_data_folder_unless_the_site_says_where():
+    assert planned().environment["PREFECT_HOME"] == str(DATA / "prefect")
+    assert planned({"PREFECT_HOME": "/var/prefect"}).environment["PREFECT_HOME"] == "/var/prefect"

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+from prefect import State, task
+from prefect.client.schemas.objects import StateType, TaskRun
+
+from flows_engine import errors
+from flows_engine.tasks.retrying import may_pass
+from flows_engine.tasks.run_model import run_model
+from flows_engine.tasks.send_results import send_results
+
+RUN = TaskRun(task_key="one", dynamic_key="0")
+
+
+@task
+def some_task() -> None:
+    """Do nothing."""
+
+
+def _all_errors() -> list[type[errors.EngineError]]:
+    return [
+        value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.EngineError)
+    ]
+
+
+@pytest.mark.parametrize("kind", _all_errors(), ids=lambda kind: kind.__name__)
+def test_only_what_passes_by_itself_is_tried_again(kind: type[errors.EngineError]):
+    state = State(type=StateType.FAILED, data=kind.__new__(kind))
+
+    assert may_pass(some_task, RUN, state) is issubclass(kind, errors.RetryableError)
+
+
+@pytest.mark.parametrize("data", [ValueError("a fault of ours"), None, "text"])
+def test_what_nobody_foresaw_is_not_tried_again(data: object):
+    assert not may_pass(some_task, RUN, State(type=StateType.FAILED, data=data))
+
+
+@pytest.mark.parametrize("engine_task", [run_model, send_results], ids=lambda engine_task: engine_task.name)
+def test_the_results_of_a_run_are_kept_for_its_retry(engine_task):
+    assert engine_task.persist_result is True
+    assert engine_task.retry_condition_fn is may_pass
