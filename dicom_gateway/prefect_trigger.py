@@ -9,7 +9,7 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowFilter, FlowFilterName
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import PrefectHTTPStatusError
 
 from dicom_gateway.errors import TriggerRefusedError, TriggerUnavailableError
 from flows_engine.definition import naming
@@ -47,13 +47,13 @@ class PrefectTrigger:
                 tags=[naming.study_tag(request.study_id)],
                 work_queue_name=naming.work_queue(request.definition.priority),
             )
-        except ObjectNotFound:
-            self._deployment_ids.pop(name, None)  # it may have been made anew, under another id
-            raise _not_deployed(name) from None
         except httpx.TransportError as error:
             raise TriggerUnavailableError(f"Prefect does not answer ({type(error).__name__})") from None
         except PrefectHTTPStatusError as error:
             status = error.response.status_code
+            if status == httpx.codes.NOT_FOUND:
+                self._deployment_ids.pop(name, None)  # it may have been made anew, under another id
+                raise _not_deployed(name) from None
             if status in _PASSING_STATUS:
                 raise TriggerUnavailableError(f"Prefect answers with HTTP status {status}") from None
             raise TriggerRefusedError(f"Prefect refuses the run with HTTP status {status}") from None

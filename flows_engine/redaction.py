@@ -45,13 +45,13 @@ class Redactor:
         wanted = {value.strip() for value in values}
         anywhere = sorted((v for v in wanted if len(v) >= _MIN_INSIDE_A_WORD), key=len, reverse=True)
         alone = sorted((v for v in wanted if _MIN_NAME <= len(v) < _MIN_INSIDE_A_WORD), key=len, reverse=True)
-        self._pattern = (
-            regex.compile(
-                r"\L<anywhere>|(?<![^\W_])\L<alone>(?![^\W_])", regex.IGNORECASE, anywhere=anywhere, alone=alone
-            )
-            if anywhere or alone
-            else None
-        )
+        # An empty list would match between any two characters.
+        branches = [
+            *([r"\L<anywhere>"] if anywhere else []),
+            *([r"(?<![^\W_])\L<alone>(?![^\W_])"] if alone else []),
+        ]
+        lists = {name: words for name, words in (("anywhere", anywhere), ("alone", alone)) if words}
+        self._pattern = regex.compile("|".join(branches), regex.IGNORECASE, **lists) if branches else None
 
     def __call__(self, line: str) -> str:
         """Return ``line`` without the patient."""

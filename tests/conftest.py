@@ -66,3 +66,18 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API URL of a real, empty Prefect server on PostgreSQL, one for the whole test run."""
     with services.prefect_server(tmp_path_factory.mktemp("prefect-server")) as url:
         yield url
+
+
+@pytest.fixture
+def empty_prefect(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The API URL of the Prefect server, emptied; it is the one that this process uses for as long as the test runs."""
+    from prefect.context import refresh_global_settings_context
+
+    services.empty_prefect_server(prefect_server)
+    with monkeypatch.context() as environment:
+        environment.setenv("PREFECT_API_URL", prefect_server)
+        # Whoever has to wait for a server that is away does so by itself.
+        environment.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+        refresh_global_settings_context()
+        yield prefect_server
+    refresh_global_settings_context()

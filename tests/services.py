@@ -96,6 +96,14 @@ def prefect_server(folder: Path) -> Iterator[str]:
             yield url
 
 
+def empty_prefect_server(api_url: str) -> None:
+    """Remove all runs, deployments and work pools from a Prefect server."""
+    for kind, key in (("flow_runs", "id"), ("deployments", "id"), ("work_pools", "name")):
+        while found := httpx.post(f"{api_url}/{kind}/filter", json={}, timeout=30).raise_for_status().json():
+            for item in found:
+                httpx.delete(f"{api_url}/{kind}/{item[key]}", timeout=30).raise_for_status()
+
+
 def prefect_environment(folder: Path, *, api_url: str) -> dict[str, str]:
     """Return this environment, with the Prefect settings of whoever runs the tests replaced by the tests' own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator
+
+MOST_ITEMS: Final = 100
 
 _TRUE = {"true", "yes", "on", "y"}
 _FALSE = {"false", "no", "off", "n"}
@@ -20,8 +22,11 @@ def as_text(value: object) -> object:
 def as_list(value: object) -> object:
     """Return a single text, number or mapping as a list of one; a list, and nothing, as it is.
 
-    Nothing is not an empty list: ``triggers:`` with nothing behind it is a file that is not finished.
+    Nothing is not an empty list: ``triggers:`` with nothing behind it is a file that is not finished. Raises
+    ``ValueError`` for a list longer than any flow needs.
     """
+    if isinstance(value, list | tuple) and len(value) > MOST_ITEMS:
+        raise ValueError(f"has more than {MOST_ITEMS} items")
     return value if value is None or isinstance(value, list | tuple) else [value]
 
 

@@ -17,13 +17,14 @@ from pydantic_core import ErrorDetails
 from flows_engine.definition.docker_kwargs import REASONS_FOR_REFUSAL, DockerKwargs
 from flows_engine.definition.errors import DefinitionError, Problem
 from flows_engine.definition.schema import FlowDefinition, Model
-from flows_engine.definition.wording import reason
+from flows_engine.definition.wording import quoted, reason
 
 LARGEST_BYTES: Final = 1 << 18
 # A few nested aliases can stand for billions of values, and a large file would keep its reader busy for seconds.
 _MOST_VALUES: Final = 10_000
 _DEEPEST: Final = 50
 _MOST_PROBLEMS: Final = 100
+_LONGEST_KEY: Final = 60
 _MERGE: Final = "<<"
 _NULLS: Final = {"", "~", "null", "Null", "NULL"}
 
@@ -243,8 +244,12 @@ class _Reading:
 
 def dotted(field: FieldPath) -> str:
     """Return a field as people write it: ``models[0].docker_kwargs.image``."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in field)
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{_shown(part)}" for part in field)
     return text.removeprefix(".")
+
+
+def _shown(key: str) -> str:
+    return key if key.isprintable() and len(key) <= _LONGEST_KEY else quoted(key)
 
 
 def _whole(path: Path, reason: str, *, line: int | None = None, hint: str = "") -> DefinitionError:

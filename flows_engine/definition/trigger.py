@@ -31,7 +31,7 @@ _MOST_WRONG_CONDITIONS: Final = 10
 _WITHOUT_TEXT: Final = {"SQ", "OB", "OW", "OD", "OF", "OL", "OV", "UN"}
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _compiled(text: str) -> regex.Pattern[str]:
     return regex.compile(text)
 

@@ -14,6 +14,7 @@ from prefect.states import Completed, Failed
 from flows_engine.definition.naming import FLOW_NAME, Reason
 from flows_engine.definition.schema import FlowDefinition, Node
 from flows_engine.errors import EngineError
+from flows_engine.flows.run_log import end_with_the_reason
 from flows_engine.flows.run_state import announce
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.site_settings import load_site_settings
@@ -49,6 +50,7 @@ def process_study(  # noqa: PLR0917 - Prefect passes them by name
             sent = _send(definition, last, sender=sender, run_id=run_id)
     except EngineError as error:
         get_run_logger().error("%s", error)
+        end_with_the_reason()
         return Failed(message=str(error))
     return Completed(message=f"{len(definition.models)} models run, {sent}")
 

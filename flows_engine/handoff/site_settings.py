@@ -26,7 +26,7 @@ from flows_engine.definition.wording import reason
 _INSTALLED: Final = Path("/opt/DicomFlow")
 _CONF_DIR: Final = _INSTALLED / "conf.d"
 _GPU_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:/-]{0,79}")
-_LATER: Final = {"GROUP_BY", "STUDY_IDLE_SECONDS", "ALLOWED_PEERS"}
+_LATER: Final = {"STUDY_IDLE_SECONDS", "ALLOWED_PEERS"}
 
 
 class SettingsError(ValueError):
@@ -124,6 +124,8 @@ class SiteSettings(BaseModel):
     gpus: Annotated[tuple[str, ...], BeforeValidator(_gpu_ids)] = ()
     cpu_slots: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2), ge=1)
     """How many flow runs of the pool ``cpu`` this host runs at once."""
+    group_by: Literal["association"] = "association"
+    """What is one study to match: everything that one association sends of one patient."""
     incomplete: Literal["hold", "process"] = "hold"
     """What becomes of a study whose association did not end by a release."""
     send_retry_delays_seconds: Annotated[tuple[Seconds, ...], BeforeValidator(_words)] = (5.0, 30.0, 120.0)

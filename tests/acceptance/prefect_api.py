@@ -10,7 +10,7 @@ import httpx
 
 FINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 PATIENCE_SECONDS = 150.0
-_PAUSE_SECONDS = 0.2
+_PAUSE_SECONDS = 0.3
 _PAGE = 200
 
 Found = TypeVar("Found")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -13,13 +14,16 @@ from typing import Any
 
 import docker
 import yaml
+from rich.console import Console
 
 from deployments.demo import dcmtk
+from deployments.study_reports import print_studies
+from flows_engine.handoff.site_settings import load_site_settings
 from tests.acceptance.prefect_api import FINAL, PrefectApi, eventually
 from tests.factories import CANARY_SERIES_DESCRIPTION, ct_series, flow_keys, model_keys, write_instances
 from tests.services import unused_port
 
-_GATE = "go"
+_GATE, _WAITS = "go", "waits"
 
 
 def site_environment(root: Path, **settings: str) -> dict[str, str]:
@@ -103,17 +107,24 @@ class Site:
         return self.engine.containers.list(all=stopped_too, filters={"label": f"dicomflow.run={run_id}"})
 
     def await_gate(self, run_id: str, *, model: int = 1) -> None:
-        """Return when model number ``model`` of a run waits at its gate (see ``gated``)."""
-        waits = self._output(run_id, model) / "waits"
+        """Return when a container of model number ``model`` of a run waits at its gate (see ``gated``)."""
         eventually(
-            lambda: (waits.exists(), self.api.run(run_id)["state"]),
+            lambda: (self._waits(run_id, model), self.api.run(run_id)["state"]),
             lambda seen: seen[0] or seen[1]["type"] in FINAL,
             what=f"run {run_id} waits at the gate of model {model}",
         )
-        assert waits.exists(), self.api.run(run_id)["state"]
+        assert self._waits(run_id, model), self.api.run(run_id)["state"]
 
     def open_gate(self, run_id: str, *, model: int = 1) -> None:
         (self._output(run_id, model) / _GATE).touch()
+
+    def _waits(self, run_id: str, model: int) -> bool:
+        """Tell whether what waits is a container that runs, and not what an attempt before it has left."""
+        try:
+            waiting = (self._output(run_id, model) / _WAITS).read_text().strip()
+        except FileNotFoundError:
+            return False
+        return bool(waiting) and any(one.id.startswith(waiting) for one in self.containers(run_id, stopped_too=False))
 
     def _output(self, run_id: str, model: int) -> Path:
         return self.data_dir / "runs" / run_id / f"model-{model}" / "output"
@@ -130,10 +141,20 @@ class Site:
         )
 
     def study_lines(self) -> list[str]:
-        """Return what ``dicomflow studies`` prints, without the headings."""
-        listed = self.command("studies", "--limit", "500")
-        assert listed.returncode == 0, listed.stderr
-        return listed.stdout.splitlines()[1:]
+        """Return what ``dicomflow studies`` prints, newest first, without the headings."""
+        printed = io.StringIO()
+        settings = load_site_settings(self.environment).settings
+        print_studies(Console(file=printed), settings, limit=500)
+        return printed.getvalue().splitlines()[1:]
+
+    def await_decision(self, *, more_than: int) -> str:
+        """Return the line of the newest study once there are ``more_than`` that many, and it is decided on."""
+        lines = eventually(
+            self.study_lines,
+            lambda lines: len(lines) > more_than and "received" not in lines[0].split(),
+            what="the newest study is decided on",
+        )
+        return lines[0]
 
     def service_logs(self) -> str:
         """Return the log files of all services."""
@@ -151,8 +172,8 @@ def shell_models(*commands: str) -> list[dict[str, Any]]:
 
 def gated(command: str = "cp -r /input/. /output/") -> str:
     """Return a shell command that first waits until the test opens its gate (see ``Site.open_gate``)."""
-    wait = f"touch /output/waits; until [ -e /output/{_GATE} ]; do sleep 0.1; done; rm /output/{_GATE} /output/waits"
-    return f"{wait}; {command}"
+    wait = f"hostname > /output/{_WAITS}; until [ -e /output/{_GATE} ]; do sleep 0.1; done"
+    return f"{wait}; rm /output/{_GATE} /output/{_WAITS}; {command}"
 
 
 @contextmanager

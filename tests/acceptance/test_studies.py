@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
 from deployments.demo.studies import data_sets
-from tests.acceptance.prefect_api import eventually
-from tests.acceptance.site import Site, node, receiver, shell_models
-from tests.factories import ct_series, leaked_canaries, write_instances
+from tests.acceptance.site import Site, receiver
+from tests.factories import ct_series, leaked_canaries
 from tests.fakes.store_scp import StoreScp
 from tests.fakes.store_scu import association, send
-from tests.services import unused_port
 
 pytestmark = [pytest.mark.docker, pytest.mark.dcmtk, pytest.mark.prefect]
 
@@ -60,8 +57,11 @@ def test_a_study_that_matches_nothing_says_why(site: Site) -> None:
     site.define("Wanted", "true")
     before = len(site.study_lines())
     site.send(site.study("Unwanted"))
-    line = eventually(site.study_lines, lambda lines: len(lines) > before and "no-match" in lines[0], what="it is told")[0]
+    line = site.await_decision(more_than=before)
+    assert "no-match" in line
     assert "SeriesDescription: none of 2 instances matches" in line or " more" in line
+    listed = site.command("studies", "--limit", "1")
+    assert (listed.returncode, listed.stdout.splitlines()[1].split()) == (0, line.split())
     explained = site.command("explain", line.split()[0])
     assert explained.returncode == 0
     lines = explained.stdout.splitlines()
@@ -78,7 +78,8 @@ def test_an_aborted_association_is_held_until_somebody_releases_it(site: Site) -
         for instance in ct_series(3, SeriesDescription="thin Held"):
             assert send(opened, instance) == 0x0000
         opened.abort()
-    line = eventually(site.study_lines, lambda lines: len(lines) > before and "held" in lines[0], what="it is held")[0]
+    line = site.await_decision(more_than=before)
+    assert " held " in line
     study_id = line.split()[0]
     assert "the association was not released: it ended after 3 instances" in line
     assert f"dicomflow release {study_id}" in line
@@ -86,13 +87,3 @@ def test_an_aborted_association_is_held_until_somebody_releases_it(site: Site) -
     assert site.command("release", study_id).returncode == 0
     assert site.api.await_final(site.run_of("Held"))["name"] == "Completed"
     assert site.command("release", study_id).returncode != 0
-
-
-def test_a_study_is_received_while_its_destination_is_unreachable_and_its_run_fails_visibly(site: Site) -> None:
-    port = unused_port()
-    site.define("Nowhere", _COPY, destinations=[node(port)])
-    _, state = site.send_and_await("Nowhere")
-    assert (state["name"], state["message"]) == (
-        "Failed",
-        f"ARCHIVE@127.0.0.1:{port} cannot be reached: connection refused",
-    )

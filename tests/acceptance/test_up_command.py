@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,9 +84,12 @@ def test_up_survives_a_power_cut_and_stops_without_a_trace(tmp_path: Path) -> No
         assert container.labels["dicomflow.step"] == "2"
     with _up(site, tmp_path / "second.txt") as process:
         for run_id in cut:
-            site.api.await_state(run_id, "Running", "AwaitingRetry")
-        for run_id in cut:
-            _await_second_gate(site, run_id)
+            eventually(
+                lambda run_id=run_id: site.api.state_names(run_id),
+                lambda names: "AwaitingRetry" in names,
+                what="what was cut off is taken up again",
+            )
+            site.await_gate(run_id, model=2)
             site.open_gate(run_id, model=2)
         for run_id in (*cut, site.run_of("Waits")):
             assert site.api.await_final(run_id)["name"] == "Completed"
@@ -115,13 +118,6 @@ def test_up_survives_a_power_cut_and_stops_without_a_trace(tmp_path: Path) -> No
 
 def _token(site: Site, run_id: str) -> str:
     return (site.data_dir / "runs" / run_id / "model-1" / "output" / "token").read_text()
-
-
-def _await_second_gate(site: Site, run_id: str) -> None:
-    """Wait for the container of the new attempt: the gate of the one before the power cut is still there."""
-    started: Callable[[], int] = lambda: site.api.log(run_id).count("model 2 (busybox) starts")  # noqa: E731
-    eventually(started, lambda count: count == 2, what="model 2 starts again")
-    site.await_gate(run_id, model=2)
 
 
 def _listens(port: int) -> bool:

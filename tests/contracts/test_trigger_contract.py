@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
 
+from deployments.apply import bring_into_step
 from dicom_gateway.interfaces import RunTrigger
+from dicom_gateway.prefect_trigger import PrefectTrigger
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.handoff.run_request import RunRequest, Sender
 from tests.fakes.definitions import flow
@@ -18,21 +20,30 @@ from tests.fakes.run_trigger import FakeRunTrigger
 
 DEFINITION = flow("contract", {"Modality": "CT"})
 
-Member = Callable[[Path, FlowDefinition], AbstractContextManager[RunTrigger]]
-"""Makes a trigger in whose world the definition is deployed. The folder is the member's own."""
+Member = Callable[[pytest.FixtureRequest, FlowDefinition], AbstractContextManager[RunTrigger]]
+"""Makes a trigger in whose world the definition is deployed; may ask for fixtures of the session."""
 
 
 @contextmanager
-def in_memory(_folder: Path, _definition: FlowDefinition) -> Iterator[RunTrigger]:
+def in_memory(_request: pytest.FixtureRequest, _definition: FlowDefinition) -> Iterator[RunTrigger]:
     yield FakeRunTrigger()
 
 
-MEMBERS = [pytest.param(in_memory, id="in-memory")]
+@contextmanager
+def on_prefect(request: pytest.FixtureRequest, definition: FlowDefinition) -> Iterator[RunTrigger]:
+    url = request.getfixturevalue("prefect_server")
+    with SyncPrefectClient(url) as client:
+        bring_into_step(client, [definition])
+    with PrefectTrigger(SyncPrefectClient(url)) as trigger:
+        yield trigger
+
+
+MEMBERS = [pytest.param(in_memory, id="in-memory"), pytest.param(on_prefect, id="prefect", marks=pytest.mark.prefect)]
 
 
 @pytest.fixture(scope="module", params=MEMBERS)
-def trigger(request, tmp_path_factory):
-    with request.param(tmp_path_factory.mktemp("member"), DEFINITION) as member:
+def trigger(request):
+    with request.param(request, DEFINITION) as member:
         yield member
 
 

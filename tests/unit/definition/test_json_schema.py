@@ -9,10 +9,13 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from pydantic import BaseModel
 
+from flows_engine.definition.docker_kwargs import DockerKwargs
 from flows_engine.definition.errors import DefinitionError
 from flows_engine.definition.json_schema import SCHEMA_FILE, flow_schema, main
 from flows_engine.definition.loading import load_definition
+from flows_engine.definition.schema import FlowDefinition, Model, Node
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "flow_definitions").glob("*.yaml"))
@@ -114,3 +117,20 @@ def test_what_is_marked_red_is_refused_by_the_loader_too(tmp_path: Path, values:
     path.write_text(yaml.safe_dump({**SMALLEST, **values}))
     with pytest.raises(DefinitionError):
         load_definition(path)
+
+
+def test_the_flow_that_the_reference_shows_is_well(tmp_path: Path) -> None:
+    reference = (ROOT / "flow_definitions" / "README.md").read_text(encoding="utf-8")
+    shown = reference.split("```yaml\n")[1].split("```")[0]
+    path = tmp_path / "flow.yaml"
+    path.write_text(shown)
+
+    assert load_definition(path).warnings == ()
+    jsonschema.validate(yaml.safe_load(shown), flow_schema())
+
+
+@pytest.mark.parametrize("kind", [FlowDefinition, Model, DockerKwargs, Node])
+def test_the_reference_names_every_key(kind: type[BaseModel]) -> None:
+    reference = (ROOT / "flow_definitions" / "README.md").read_text(encoding="utf-8")
+
+    assert [name for name in kind.model_fields if f"`{name}`" not in reference] == []

@@ -402,6 +402,15 @@ def test_of_very_many_problems_the_first_hundred_are_told(problems_of: ProblemsO
     assert problems[-1].reason == "has 50 more problems; mend these first"
 
 
+@pytest.mark.parametrize("key", ["x" * 100_000, '"a\\nb"', '"\\x1b[31m"'])
+def test_a_key_that_cannot_be_shown_is_quoted_and_shortened(problems_of: ProblemsOf, key: str) -> None:
+    [problem] = problems_of(SMALLEST + f"? {key}\n: x\n")
+
+    assert len(problem.field) <= 61
+    assert problem.field.isprintable()
+    assert problem.reason == "is no known key"
+
+
 def test_a_long_value_does_not_fill_the_screen(problems_of: ProblemsOf) -> None:
     [problem] = problems_of(SMALLEST + f"priority: {'9' * 100_000}\n")
 

@@ -77,3 +77,8 @@ def test_many_values_and_a_long_line_are_quick() -> None:
     for _ in range(20):
         assert REPLACEMENT in redact("x" * 8000 + " description number 1999")
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("value", ["Quillon", "Doe"])
+def test_a_single_value_is_replaced_and_nothing_is_put_between_other_characters(value: str) -> None:
+    assert Redactor([value])(f"touch: /input/x: {value}") == f"touch: /input/x: {REPLACEMENT}"

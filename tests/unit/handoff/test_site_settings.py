@@ -114,7 +114,7 @@ def test_what_belonged_to_rabbitmq_is_told_as_no_longer_used(load: Load) -> None
     assert "environment: RABBIT_PORT" in loaded.warnings[1]
 
 
-@pytest.mark.parametrize("name", ["GROUP_BY", "STUDY_IDLE_SECONDS", "ALLOWED_PEERS"])
+@pytest.mark.parametrize("name", ["STUDY_IDLE_SECONDS", "ALLOWED_PEERS"])
 def test_a_setting_of_a_later_version_is_refused_from_either_source(load: Load, name: str) -> None:
     [of_file] = problems(load, f"# x\n{name}: [a]\n")
     assert f"a.yaml:2: {name}: is not available in this version" in of_file
@@ -238,3 +238,9 @@ def test_a_child_process_has_the_same_settings(
 )
 def test_what_is_said_reads_as_a_person_would_say_it(load: Load, name: str, value: str, said: str) -> None:
     assert problems(load, "", **{name: value}) == [f"environment: {name}: {said}"]
+
+
+def test_studies_are_grouped_by_association_and_in_no_other_way() -> None:
+    assert load_site_settings({"GROUP_BY": "association"}).settings.group_by == "association"
+    with pytest.raises(SettingsError, match="GROUP_BY"):
+        load_site_settings({"GROUP_BY": "study"})

@@ -1,0 +1,341 @@
+"""Definitions on a real Prefect server: what is made, what is changed, and what is left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.states import Completed
+
+from deployments.apply import bring_into_step, plan_changes, process_study_schema
+from deployments.deploy import deploy_definitions
+from deployments.plan import ENTRYPOINT
+from flows_engine.definition.schema import FlowDefinition
+from flows_engine.handoff.site_settings import SiteSettings
+from tests import services
+from tests.fakes.tcp_door import TcpDoor
+from tests.services import wait_until
+
+pytestmark = pytest.mark.prefect
+
+SMALLEST = "triggers: [{Modality: CT}]\nmodels: [{docker_kwargs: {image: hello-world}}]\n"
+
+
+@pytest.fixture
+def client(empty_prefect: str) -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> SiteSettings:
+    settings = SiteSettings(data_dir=tmp_path / "data", flow_directory=tmp_path / "flows")
+    settings.flow_directory.mkdir()
+    return settings
+
+
+@pytest.fixture
+def deploy(site: SiteSettings, client: SyncPrefectClient, capsys: pytest.CaptureFixture[str]):
+    """Deploy the site's folder; give exit status, lines of stdout, lines of stderr."""
+
+    def run(*, dry_run: bool = False) -> tuple[int, list[str], list[str]]:
+        capsys.readouterr()
+        status = deploy_definitions(site, dry_run=dry_run)
+        out, err = capsys.readouterr()
+        return status, out.splitlines(), err.splitlines()
+
+    return run
+
+
+def definition(name: str, **values: object) -> FlowDefinition:
+    document = {"name": name, "triggers": [{"Modality": "CT"}], "models": [{"docker_kwargs": {"image": "busybox"}}]}
+    return FlowDefinition.model_validate({**document, **values})
+
+
+def deployed(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
+    return {deployment.name: deployment for deployment in client.read_deployments()}
+
+
+def queues(client: SyncPrefectClient, pool: str) -> list[str]:
+    """Return the queues of a pool, the one that is served first at the front."""
+    found = client.read_work_queues(work_pool_name=pool)
+    return [f"{queue.priority} {queue.name}" for queue in sorted(found, key=lambda queue: queue.priority or 0)]
+
+
+def waiting_run(client: SyncPrefectClient, name: str) -> FlowRun:
+    document = deployed(client)[name].parameters["definition"]
+    return client.create_flow_run_from_deployment(
+        deployed(client)[name].id,
+        parameters={
+            "study_id": "0193e4c2-7a54-7cc3-98c4-dc0c0c070001",
+            "study_uri": "file:///studies/1",
+            "sender": {"ae_title": "PACS", "host": "10.0.0.1", "port": 104},
+            "received_at": "2024-05-06T07:08:09Z",
+            "definition": document,
+        },
+    )
+
+
+def test_pools_have_queues_in_the_order_of_our_priorities_and_prefects_own_last(client: SyncPrefectClient):
+    bring_into_step(client, [definition("A", models=[{"docker_kwargs": {"image": "a"}, "gpu": "a100"}])])
+
+    pools = {pool.name: pool for pool in client.read_work_pools()}
+    assert sorted(pools) == ["cpu", "gpu", "gpu-a100"]
+    for name, pool in pools.items():
+        assert pool.type == "process"
+        assert queues(client, name) == [
+            *(f"{number} priority-{priority}" for number, priority in enumerate((5, 4, 3, 2, 1, 0), start=1)),
+            "7 default",
+        ]
+
+
+def test_a_deployment_is_what_its_definition_says(client: SyncPrefectClient):
+    wanted = definition(
+        "Thorax",
+        version="1.02",
+        priority=4,
+        models=[{"docker_kwargs": {"image": "seg:1", "environment": {"N": 0}}, "gpu": True}],
+        destinations=[{"host": "pacs", "port": 104, "ae_title": "PACS"}],
+    )
+
+    bring_into_step(client, [wanted])
+
+    (found,) = client.read_deployments()
+    assert (found.name, found.version, found.entrypoint, found.paused) == ("Thorax", "1.02", ENTRYPOINT, False)
+    assert sorted(found.tags) == ["dicomflow", "priority:4", "version:1.02"]
+    assert (found.work_pool_name, found.work_queue_name) == ("gpu", "priority-4")
+    assert "some instance has `Modality` matches `CT`" in (found.description or "")
+    assert "1. `seg:1`" in (found.description or "")
+    assert FlowDefinition.model_validate(found.parameters["definition"]) == wanted
+    assert found.parameter_openapi_schema == process_study_schema()
+    assert found.enforce_parameter_schema
+    assert client.read_flow(found.flow_id).name == "process-study"
+
+
+NAMES = ["two words", "Kopf-Hals 🩻", "頭頸部", "x" * 200, "it's \"A\"", "a+b;c=d@e:f", "A", "a"]
+
+
+def test_any_name_is_made_left_alone_changed_and_deleted(client: SyncPrefectClient):
+    bring_into_step(client, [definition(name) for name in NAMES])
+
+    assert sorted(deployed(client)) == sorted(NAMES)
+    assert plan_changes(client, [definition(name) for name in NAMES]) == ()
+
+    changed = bring_into_step(client, [definition(name, version="2") for name in NAMES[1:]])
+    assert [str(change) for change in changed] == [
+        *(f"update {name}: version, tags, parameters" for name in NAMES[1:]),
+        f"delete {NAMES[0]}: its definition is gone; the history of its runs stays",
+    ]
+    assert {found.version for found in deployed(client).values()} == {"2"}
+    assert sorted(deployed(client)) == sorted(NAMES[1:])
+
+
+def test_a_second_run_changes_nothing_and_says_so(deploy, site: SiteSettings, client: SyncPrefectClient):
+    (site.flow_directory / "a.yaml").write_text(SMALLEST)
+    (site.flow_directory / "b.yaml").write_text(SMALLEST + "priority: 5\n")
+
+    status, out, err = deploy()
+    assert (status, err) == (0, [])
+    assert out[0] == "create pool cpu"
+    assert out[-2:] == ["create a: pool cpu, queue priority-0", "create b: pool cpu, queue priority-5"]
+    before = deployed(client)
+
+    assert deploy() == (0, ["all 2 deployments are as their definitions say"], [])
+    assert {name: found.updated for name, found in deployed(client).items()} == {
+        name: found.updated for name, found in before.items()
+    }
+
+
+def test_a_plan_is_printed_and_nothing_is_changed(deploy, site: SiteSettings, client: SyncPrefectClient):
+    (site.flow_directory / "a.yaml").write_text(SMALLEST)
+
+    status, planned, _ = deploy(dry_run=True)
+
+    assert status == 0
+    assert deployed(client) == {}
+    assert client.read_work_pools() == []
+    assert deploy()[1] == planned
+
+
+def test_what_changed_in_a_file_is_changed_and_printed(deploy, site: SiteSettings, client: SyncPrefectClient):
+    file = site.flow_directory / "a.yaml"
+    file.write_text(SMALLEST)
+    deploy()
+    before = deployed(client)["a"]
+
+    file.write_text("version: 2\npriority: 3\n" + SMALLEST)
+
+    assert deploy() == (0, ["update a: version, tags, work_queue, parameters"], [])
+    after = deployed(client)["a"]
+    assert (after.id, after.version, after.work_queue_name) == (before.id, "2", "priority-3")
+    assert sorted(after.tags) == ["dicomflow", "priority:3", "version:2"]
+
+
+def test_what_was_changed_by_hand_is_set_right(client: SyncPrefectClient):
+    from prefect.client.schemas.actions import DeploymentUpdate
+
+    bring_into_step(client, [definition("A")])
+    client.update_deployment(deployed(client)["A"].id, DeploymentUpdate(paused=True, description="by hand"))
+
+    (change,) = bring_into_step(client, [definition("A")])
+
+    assert str(change) == "update A: description, paused"
+    assert not deployed(client)["A"].paused
+
+
+def test_a_deployment_without_definition_is_paused_while_a_run_waits_and_then_deleted(
+    deploy, site: SiteSettings, client: SyncPrefectClient
+):
+    for name in ("busy", "idle"):
+        (site.flow_directory / f"{name}.yaml").write_text(SMALLEST)
+    deploy()
+    run = waiting_run(client, "busy")
+    for file in site.flow_directory.iterdir():
+        file.unlink()
+
+    _, out, _ = deploy()
+    assert out == [
+        "pause busy: its definition is gone; it has runs that are not over",
+        "delete idle: its definition is gone; the history of its runs stays",
+    ]
+    assert deployed(client)["busy"].paused
+    assert client.read_flow_run(run.id).state_name == "Scheduled"
+    assert deploy()[1] == ["all 0 deployments are as their definitions say"]
+
+    client.set_flow_run_state(run.id, Completed(), force=True)
+    assert deploy()[1] == ["delete busy: its definition is gone; the history of its runs stays"]
+    assert deployed(client) == {}
+    assert client.read_flow_run(run.id).state_name == "Completed"
+
+
+def test_a_deployment_that_is_not_ours_is_left_alone(client: SyncPrefectClient):
+    flow_id = client.create_flow_from_name("somebody-elses")
+    client.create_deployment(flow_id=flow_id, name="nightly", tags=["theirs"])
+
+    bring_into_step(client, [definition("A")])
+    bring_into_step(client, [])
+
+    assert list(deployed(client)) == ["nightly"]
+
+
+def test_several_deploys_at_once_end_right(client: SyncPrefectClient):
+    wanted = [definition(f"flow {priority}", priority=priority) for priority in (0, 3, 5)]
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(bring_into_step_with_a_client_of_its_own, [wanted] * 3))
+
+    assert plan_changes(client, wanted) == ()
+    assert queues(client, "cpu") == queues(client, "gpu")
+    assert queues(client, "cpu")[0] == "1 priority-5"
+    assert queues(client, "cpu")[-2:] == ["6 priority-0", "7 default"]
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(bring_into_step_with_a_client_of_its_own, [[]] * 3))
+    assert deployed(client) == {}
+
+
+def bring_into_step_with_a_client_of_its_own(definitions: list[FlowDefinition]) -> None:
+    with get_client(sync_client=True) as own:
+        bring_into_step(own, definitions)
+
+
+def test_a_pool_that_was_made_half_way_is_completed(client: SyncPrefectClient):
+    bring_into_step(client, [])
+    for name in ("priority-5", "priority-3", "priority-0"):
+        client.delete_work_queue_by_id(_queue_id(client, name))
+
+    bring_into_step(client, [])
+
+    assert [line.split()[1] for line in queues(client, "cpu")] == [
+        *(f"priority-{priority}" for priority in (5, 4, 3, 2, 1, 0)),
+        "default",
+    ]
+
+
+def _queue_id(client: SyncPrefectClient, name: str) -> UUID:
+    (queue,) = (queue for queue in client.read_work_queues(work_pool_name="cpu") if queue.name == name)
+    return queue.id
+
+
+def test_a_bad_file_is_reported_and_the_others_are_deployed(deploy, site: SiteSettings, client: SyncPrefectClient):
+    (site.flow_directory / "bad.yaml").write_text('version: "1.02\n' + SMALLEST)
+    (site.flow_directory / "good.yaml").write_text(SMALLEST)
+
+    status, out, err = deploy()
+
+    assert status == 1
+    assert any(line.startswith(f"{site.flow_directory}/bad.yaml:") for line in err)
+    assert out[-1] == "create good: pool cpu, queue priority-0"
+    assert list(deployed(client)) == ["good"]
+
+
+def test_a_file_that_becomes_bad_keeps_its_deployment(deploy, site: SiteSettings, client: SyncPrefectClient):
+    file = site.flow_directory / "a.yaml"
+    file.write_text(SMALLEST)
+    deploy()
+
+    file.write_text(SMALLEST + "priority: 9\n")
+    status, out, err = deploy()
+
+    assert (status, out) == (1, ["all 1 deployments are as their definitions say"])
+    assert any("priority" in line for line in err)
+    assert list(deployed(client)) == ["a"]
+
+
+@contextmanager
+def gateway(site: SiteSettings, api_url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {
+        **services.prefect_environment(site.data_dir, api_url=api_url),
+        **site.as_environment(),
+        "AE_HOSTNAME": "127.0.0.1",
+        "AE_PORT": "0",
+    }
+    command = [sys.executable, "-m", "deployments.cli", "gateway"]
+    with services.running(command, log=log, environment=environment) as process:
+        yield process
+
+
+def test_the_gateway_keeps_deployments_in_step_with_the_folder_and_waits_for_prefect(
+    site: SiteSettings, client: SyncPrefectClient, empty_prefect: str, tmp_path: Path
+):
+    log = tmp_path / "gateway.log"
+    (site.flow_directory / "a.yaml").write_text(SMALLEST)
+
+    with TcpDoor(empty_prefect) as door, gateway(site, door.url, log) as process:
+        wait_until(lambda: "cannot be brought into step" in log.read_text(), seconds=30, what="a try without Prefect")
+        door.open()
+        wait_until(lambda: "a" in deployed(client), seconds=15, what="the first deployment")
+
+        (site.flow_directory / "b.yaml").write_text(SMALLEST)
+        wait_until(lambda: "b" in deployed(client), seconds=15, what="a file that was added")
+        (site.flow_directory / "a.yaml").write_text("version: 2\n" + SMALLEST)
+        wait_until(lambda: deployed(client)["a"].version == "2", seconds=15, what="a file that was changed")
+        (site.flow_directory / "b.yaml").unlink()
+        wait_until(lambda: "b" not in deployed(client), seconds=15, what="a file that was removed")
+
+        door.shut()
+        (site.flow_directory / "c.yaml").write_text(SMALLEST)
+        tries = log.read_text().count("cannot be brought into step")
+        wait_until(
+            lambda: log.read_text().count("cannot be brought into step") > tries,
+            seconds=15,
+            what="a try while Prefect is away",
+        )
+        began = time.monotonic()
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+        assert time.monotonic() - began < 10
+    assert "Traceback" not in log.read_text()
+    assert deployed(client).keys() == {"a"}

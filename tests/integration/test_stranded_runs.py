@@ -1,0 +1,190 @@
+"""Runs whose process is gone, on a real Prefect server: those of this host go on, the others are left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Completed, Pending, Running, Scheduled
+
+from deployments import stranded_runs
+from deployments.apply import bring_into_step
+from deployments.stranded_runs import resume_stranded_runs
+from flows_engine.definition.naming import work_queue
+from flows_engine.run_claim import claim
+from tests import services
+from tests.fakes.definitions import flow
+
+pytestmark = pytest.mark.prefect
+
+DEFINITION = flow("A", {"Modality": "CT"})
+
+
+class Host:
+    """A host whose worker starts: its runs folder, and the containers that it is told to remove."""
+
+    def __init__(self, client: SyncPrefectClient, runs: Path) -> None:
+        self.client = client
+        self.runs = runs
+        self.cleared: list[str] = []
+
+    def run(self, state: State, *, began: bool = True) -> UUID:
+        """Make a run in a state; ``began`` tells whether a process of this host ever claimed it."""
+        (deployment,) = self.client.read_deployments()
+        parameters = {
+            "study_id": "0193e4c2-7a54-7cc3-98c4-dc0c0c070001",
+            "study_uri": "file:///studies/1",
+            "sender": {"ae_title": "PACS", "host": "10.0.0.1", "port": 104},
+            "received_at": "2024-05-06T07:08:09Z",
+            "definition": DEFINITION.model_dump(mode="json", exclude_none=True),
+        }
+        run = self.client.create_flow_run_from_deployment(
+            deployment.id, parameters=parameters, work_queue_name=work_queue(0)
+        )
+        print(self.client.set_flow_run_state(run.id, state, force=True), self.client.read_flow_run(run.id).state)
+        if began:
+            with claim(self.runs / str(run.id)):
+                pass
+        return run.id
+
+    def worker_starts(self, *, pool: str = "cpu") -> int:
+        return resume_stranded_runs(
+            self.client,
+            pool=pool,
+            worker_name="this-cpu",
+            runs_folder=self.runs,
+            remove_containers=lambda run_id: len(self.cleared.append(run_id) or ()),
+        )
+
+    def __getitem__(self, run_id: UUID) -> FlowRun:
+        return self.client.read_flow_run(run_id)
+
+
+@pytest.fixture
+def host(empty_prefect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.setattr(stranded_runs, "_SETTLING_SECONDS", 0.5)
+    with get_client(sync_client=True) as client:
+        bring_into_step(client, [DEFINITION])
+        yield Host(client, tmp_path / "runs")
+
+
+@pytest.mark.parametrize("name", ["Running", "Sending"])
+def test_a_run_whose_process_is_gone_goes_on(host: Host, name: str):
+    run = host.run(State(type=StateType.RUNNING, name=name))
+
+    assert host.worker_starts() == 1
+
+    state = host[run].state
+    assert (state.type, state.name) == (StateType.SCHEDULED, "AwaitingRetry")
+    assert state.message == "its process was gone; it goes on where it was cut off"
+    assert host.cleared == [str(run)]
+    # It waits where its worker looks for it.
+    assert (host[run].work_pool_name, host[run].work_queue_name) == ("cpu", "priority-0")
+
+
+def test_a_run_with_a_living_process_is_left_alone(host: Host):
+    run = host.run(Running())
+
+    with claim(host.runs / str(run)):
+        assert host.worker_starts() == 0
+
+    assert host[run].state_name == "Running"
+    assert host.cleared == []
+
+
+def test_a_run_that_was_being_cancelled_is_cancelled(host: Host):
+    run = host.run(State(type=StateType.CANCELLING, name="Cancelling"))
+
+    assert host.worker_starts() == 1
+
+    assert host[run].state_type == StateType.CANCELLED
+    assert host.cleared == [str(run)]
+
+
+def test_a_run_that_dies_again_and_again_is_given_up_visibly(host: Host):
+    run = host.run(Running())
+    for _ in range(4):
+        host.client.set_flow_run_state(run, Scheduled(), force=True)
+        host.client.set_flow_run_state(run, Running(), force=True)
+    assert host[run].run_count == 5
+
+    assert host.worker_starts() == 1
+
+    assert host[run].state_type == StateType.CRASHED
+    assert host[run].state.message == "its process was gone after each of 5 starts; retry it by hand"
+
+
+@pytest.mark.parametrize("state", [Pending(), Running()], ids=lambda state: state.name)
+def test_a_run_that_another_host_may_be_executing_is_left_alone(host: Host, state: State):
+    host.client.send_worker_heartbeat("cpu", "other-cpu", heartbeat_interval_seconds=30)
+    run = host.run(state, began=False)
+
+    assert host.worker_starts() == 0
+    assert host[run].state_type == state.type
+
+
+def test_a_run_that_began_here_goes_on_whoever_else_is_there(host: Host):
+    host.client.send_worker_heartbeat("cpu", "other-cpu", heartbeat_interval_seconds=30)
+    run = host.run(Running())
+
+    assert host.worker_starts() == 1
+    assert host[run].state_name == "AwaitingRetry"
+
+
+def test_a_run_that_was_submitted_and_never_began_goes_on_where_nobody_else_is(host: Host):
+    host.client.send_worker_heartbeat("cpu", "this-cpu", heartbeat_interval_seconds=30)
+    run = host.run(Pending(), began=False)
+
+    assert host.worker_starts() == 1
+    assert host[run].state_name == "AwaitingRetry"
+
+
+def test_runs_that_wait_or_are_over_are_left_alone(host: Host):
+    runs = {host.run(state): state.name for state in (Scheduled(), Completed(message="sent"))}
+
+    assert host.worker_starts() == 0
+    assert {run: host[run].state_name for run in runs} == runs
+
+
+def test_runs_of_another_pool_are_left_alone(host: Host):
+    run = host.run(Running())
+
+    assert host.worker_starts(pool="gpu") == 0
+    assert host[run].state_name == "Running"
+
+
+def test_several_stranded_runs_all_go_on(host: Host):
+    runs = [host.run(Running()) for _ in range(3)]
+
+    assert host.worker_starts() == 3
+    assert {host[run].state_name for run in runs} == {"AwaitingRetry"}
+    assert sorted(host.cleared) == sorted(map(str, runs))
+
+
+def test_a_worker_does_not_make_a_pool_of_its_own(empty_prefect: str, tmp_path: Path):
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.cli", "worker", "--pool", "gpu-a100"],
+        env={
+            **services.prefect_environment(tmp_path, api_url=empty_prefect),
+            "DATA_DIR": str(tmp_path),
+            "CONF_DIR": str(tmp_path),
+        },
+        cwd=services.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "dicomflow: Prefect has no work pool 'gpu-a100'; "
+        "`dicomflow deploy` makes the pools that the definitions ask for"
+    ]
