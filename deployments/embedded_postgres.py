@@ -27,11 +27,11 @@ _NOT_ROOT = ("unshare", "--user", "--map-user=1", "--map-group=1", "--")
 
 def socket_path(data: Path) -> Path:
     """Return the socket of the cluster in ``data``: inside it, or, where that path is too long, in a short folder."""
-    inside = data / _SOCKET_NAME
-    if len(os.fsencode(inside)) <= _LONGEST_SOCKET_PATH:
-        return inside
-    digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"dicomflow-postgres-{digest}" / _SOCKET_NAME
+    folder = f"dicomflow-postgres-{hashlib.sha256(os.fsencode(data)).hexdigest()[:16]}"
+    # TMPDIR may be long itself; /tmp is safe, since whose folder it is gets checked.
+    places = (data, Path(tempfile.gettempdir(), folder), Path("/tmp", folder))  # noqa: S108
+    paths = [place / _SOCKET_NAME for place in places]
+    return next((path for path in paths if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH), paths[-1])
 
 
 def connection_url(data: Path) -> str:

@@ -51,7 +51,8 @@ def configuration(services: Iterable[Service]) -> str:
             "stopsignal": service.stop_signal,
             "stopwaitsecs": str(service.stop_seconds),
             "killasgroup": "true",
-            "stdout_logfile": f"{_LOG_FOLDER}/{service.name}.log",
+            # supervisord interpolates this one twice: a percent sign in the path must come in by the second time.
+            "stdout_logfile": f"%{_LOG_FOLDER}/{service.name}.log",
             "stdout_logfile_maxbytes": _LOG_BYTES,
             "stdout_logfile_backups": _LOG_BACKUPS,
             "redirect_stderr": "true",

@@ -31,10 +31,9 @@ def test_everything_arrives_and_nothing_is_left(tmp_path: Path) -> None:
     done = _demo(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("delivered 63 of 63 instances")
-    for said in ("Prefect UI http://127.0.0.1:", "matched and queued", "model 2 (busybox) Completed", "run Completed"):
+    for said in ("Prefect UI http://127.0.0.1:", "matched", "queued", "model 2 (busybox) Completed", "run Completed"):
         assert said in done.stdout
-    assert list(tmp_path.iterdir()) == []
-    assert processes_with(f"TMPDIR={tmp_path}") == []
+    _assert_nothing_is_left(tmp_path)
 
 
 def test_a_model_that_fails_is_no_success(tmp_path: Path) -> None:
@@ -46,8 +45,7 @@ def test_a_model_that_fails_is_no_success(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Failed: model 1 (busybox) exited with code 3: it printed nothing" in done.stdout
     assert done.stderr.splitlines()[-1].startswith("dicomflow: delivered 0 of 63 instances")
-    assert list(temporary.iterdir()) == []
-    assert processes_with(f"TMPDIR={temporary}") == []
+    _assert_nothing_is_left(temporary)
 
 
 def test_without_a_receiver_it_says_what_to_install(tmp_path: Path) -> None:
@@ -57,3 +55,10 @@ def test_without_a_receiver_it_says_what_to_install(tmp_path: Path) -> None:
         "dicomflow: DCMTK's storescu is not installed; on Debian or Ubuntu: apt-get install dcmtk"
     )
     assert done.stderr.count("\n") == 1
+
+
+def _assert_nothing_is_left(temporary: Path) -> None:
+    # Prefect's runner makes an empty folder in this one, wherever temporary files go, each time it starts.
+    left = [path for path in temporary.rglob("*") if "runner_storage" not in path.parts or path.is_file()]
+    assert left == []
+    assert processes_with(f"TMPDIR={temporary}") == []

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.states import Completed
@@ -124,7 +125,7 @@ def test_a_deployment_is_what_its_definition_says(client: SyncPrefectClient):
     assert client.read_flow(found.flow_id).name == "process-study"
 
 
-NAMES = ["two words", "Kopf-Hals 🩻", "頭頸部", "x" * 200, "it's \"A\"", "a+b;c=d@e:f", "A", "a"]
+NAMES = ["two words", "Kopf-Hals 🩻", "頭頸部", "x" * 200, 'it\'s "A"', "a+b;c=d@e:f", "A", "a"]
 
 
 def test_any_name_is_made_left_alone_changed_and_deleted(client: SyncPrefectClient):
@@ -184,8 +185,6 @@ def test_what_changed_in_a_file_is_changed_and_printed(deploy, site: SiteSetting
 
 
 def test_what_was_changed_by_hand_is_set_right(client: SyncPrefectClient):
-    from prefect.client.schemas.actions import DeploymentUpdate
-
     bring_into_step(client, [definition("A")])
     client.update_deployment(deployed(client)["A"].id, DeploymentUpdate(paused=True, description="by hand"))
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import FlowRun
 
 from deployments.apply import bring_into_step
@@ -154,8 +155,6 @@ def test_what_prefect_will_never_take_is_refused_without_its_words(client, trigg
     (deployment,) = client.read_deployments()
     schema = json.loads(json.dumps(deployment.parameter_openapi_schema))
     schema["properties"]["study_id"] = {"type": "integer"}
-    from prefect.client.schemas.actions import DeploymentUpdate
-
     client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=schema))
 
     with pytest.raises(TriggerRefusedError) as caught:

@@ -104,8 +104,10 @@ def test_without_a_server_there_is_one_line_with_the_way_out(dicomflow_process, 
 
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        f"dicomflow: no Prefect server answers at http://127.0.0.1:{free_port}/api/ (ConnectError); "
-        "start one with `dicomflow up`, or set PREFECT_API_URL"
+        (
+            f"dicomflow: no Prefect server answers at http://127.0.0.1:{free_port}/api/ (ConnectError); "
+            "start one with `dicomflow up`, or set PREFECT_API_URL"
+        )
     ]
 
 

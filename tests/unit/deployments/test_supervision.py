@@ -18,7 +18,20 @@ def parsed(*services: Service) -> configparser.RawConfigParser:
 
 @pytest.mark.parametrize(
     "argument",
-    ["100%", "%(here)s", "with space", "ward #1", "a ;b", "#1", ";", "it's #1", 'say "x" # y', "Größe 🩻", "a  #  #b", ""],
+    [
+        "100%",
+        "%(here)s",
+        "with space",
+        "ward #1",
+        "a ;b",
+        "#1",
+        ";",
+        "it's #1",
+        'say "x" # y',
+        "Größe 🩻",
+        "a  #  #b",
+        "",
+    ],
 )
 def test_an_argument_reaches_the_service_as_it_was_written(argument: str):
     command = parsed(Service(name="one", command=("run", argument), rank=1))["program:one"]["command"]

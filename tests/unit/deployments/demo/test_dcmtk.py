@@ -11,7 +11,9 @@ from tests.factories import ct_slice
 from tests.services import unused_port
 
 
-def test_a_program_of_the_same_name_beside_our_interpreter_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_program_of_the_same_name_beside_our_interpreter_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     for folder in ("ours", "theirs"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "storescu").write_text("#!/bin/sh\n")
@@ -25,7 +27,7 @@ def test_a_program_of_the_same_name_beside_our_interpreter_is_not_taken(monkeypa
 def test_a_missing_tool_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "/nowhere")
 
-    with pytest.raises(dcmtk.ToolMissingError, match="storescu is not installed.*apt-get install dcmtk"):
+    with pytest.raises(dcmtk.ToolMissingError, match=r"storescu is not installed.*apt-get install dcmtk"):
         dcmtk.tool("storescu")
 
 
@@ -59,7 +61,7 @@ def test_what_was_not_acknowledged_is_an_error_with_the_words_of_dcmtk(tmp_path:
     sent = tmp_path / "sent.dcm"
     ct_slice().save_as(sent, enforce_file_format=True)
 
-    with pytest.raises(RuntimeError, match="storescu ended with status .*[Cc]onnect"):
+    with pytest.raises(RuntimeError, match=r"storescu ended with status .*[Cc]onnect"):
         dcmtk.store([sent], port=unused_port(), called_ae_title="NOBODY")
 
 

@@ -1,0 +1,160 @@
+"""The recipe under a real Prefect server, on an engine that does nothing but remember and fail as it is told to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import refresh_global_settings_context
+
+import flows_engine.flows.process_study as recipe
+import flows_engine.tasks.run_model as run_model_module
+import flows_engine.tasks.send_results as send_results_module
+from flows_engine.definition.schema import FlowDefinition, Node
+from flows_engine.deliver import DeliveryResult
+from flows_engine.errors import DestinationUnavailableError, ModelFailedError
+from flows_engine.run_step import StepResult
+
+pytestmark = pytest.mark.prefect
+
+PATIENTS_SENDER = {"ae_title": "SCANNER", "host": "10.0.0.7", "port": 104}
+
+
+class FakeEngine:
+    """Remembers what it is asked for; ``failures`` end the calls of that name, one each."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.failures: dict[str, list[Exception]] = {}
+        self.held = False
+
+    @contextmanager
+    def claim(self, *, run_id: str) -> Iterator[None]:
+        self.held = True
+        try:
+            yield
+        finally:
+            self.held = False
+
+    def run_step(self, definition: FlowDefinition, *, step: int, **_: object) -> StepResult:
+        self._call(f"model {step}")
+        return StepResult(
+            output_dir=f"/runs/{step}", file_count=3, exit_code=0, image_digest="sha256:0", duration_seconds=0.1
+        )
+
+    def deliver(self, *, output_dir: str, node: Node, **_: object) -> DeliveryResult:
+        self._call(f"{output_dir} to {node.ae_title} at {node.host}:{node.port}")
+        return DeliveryResult(destination=node.ae_title, file_count=3, sent_count=3, not_dicom_count=0)
+
+    def _call(self, name: str) -> None:
+        assert self.held
+        self.calls.append(name)
+        if self.failures.get(name):
+            raise self.failures[name].pop(0)
+
+
+@pytest.fixture
+def engine(empty_prefect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
+    engine = FakeEngine()
+    for module in (recipe, run_model_module, send_results_module):
+        monkeypatch.setattr(module, "site_engine", lambda: engine)
+    with monkeypatch.context() as environment:
+        environment.setenv("SEND_RETRY_DELAYS_SECONDS", "0")
+        environment.setenv("CONF_DIR", str(tmp_path))
+        environment.setenv("PREFECT_LOCAL_STORAGE_PATH", str(tmp_path / "results"))
+        refresh_global_settings_context()
+        yield engine
+    refresh_global_settings_context()
+
+
+def process(**values: Any) -> State[Any]:
+    model = {"docker_kwargs": {"image": "busybox"}}
+    definition = FlowDefinition.model_validate({"name": "A", "triggers": [], "models": [model, model], **values})
+    return recipe.process_study(
+        study_id="0193e4c2-7a54-7cc3-98c4-dc0c0c070001",
+        study_uri="file:///studies/1",
+        sender=PATIENTS_SENDER,
+        received_at="2024-05-06T07:08:09Z",
+        definition=definition,
+        return_state=True,
+    )
+
+
+def only_run() -> tuple[FlowRun, list[str]]:
+    """Return the run with the names of the states that it went through."""
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs()
+        states = sorted(client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
+    return run, [state.name for state in states]
+
+
+def test_models_run_in_order_then_the_last_output_goes_to_every_destination(engine: FakeEngine):
+    state = process(destinations=[{"host": "pacs", "port": 104, "ae_title": "PACS"}], return_to_sender_on_port=[10002])
+
+    assert engine.calls[:2] == ["model 0", "model 1"]
+    assert sorted(engine.calls[2:]) == ["/runs/1 to PACS at pacs:104", "/runs/1 to SCANNER at 10.0.0.7:10002"]
+    assert state.name == "Completed"
+    assert state.message.startswith("2 models run, 3 instances")
+    assert not engine.held
+
+
+def test_the_states_of_the_dashboard_are_shown_in_their_order(engine: FakeEngine):
+    process(destinations=[{"host": "pacs", "port": 104, "ae_title": "PACS"}])
+
+    _, states = only_run()
+    assert states[-4:] == ["Running", "Finished", "Sending", "Completed"]
+
+
+def test_a_flow_without_destinations_never_says_that_it_sends(engine: FakeEngine):
+    state = process()
+
+    assert state.message == "2 models run, nothing to be sent"
+    assert only_run()[1][-3:] == ["Running", "Finished", "Completed"]
+
+
+def test_a_model_that_fails_ends_the_run_with_its_reason_and_nothing_is_sent(engine: FakeEngine):
+    engine.failures["model 0"] = [ModelFailedError("model 1 (busybox) ended with status 3")]
+
+    state = process(destinations=[{"host": "pacs", "port": 104, "ae_title": "PACS"}])
+
+    assert (state.name, state.message) == ("Failed", "model 1 (busybox) ended with status 3")
+    assert engine.calls == ["model 0"]
+    assert only_run()[0].state.message == "model 1 (busybox) ended with status 3"
+
+
+def test_a_destination_that_is_down_for_a_moment_is_tried_again(engine: FakeEngine):
+    down = "/runs/1 to PACS at pacs:104"
+    engine.failures[down] = [DestinationUnavailableError("PACS at pacs:104 does not answer")]
+
+    state = process(destinations=[{"host": "pacs", "port": 104, "ae_title": "PACS"}])
+
+    assert state.name == "Completed"
+    assert engine.calls.count(down) == 2
+
+
+def test_a_run_never_says_that_it_sent_what_it_did_not(engine: FakeEngine):
+    down = "/runs/1 to PACS at pacs:104"
+    engine.failures[down] = [DestinationUnavailableError("PACS at pacs:104 does not answer")] * 9
+
+    state = process(
+        destinations=[
+            {"host": "pacs", "port": 104, "ae_title": "PACS"},
+            {"host": "plan", "port": 104, "ae_title": "PLAN"},
+        ]
+    )
+
+    assert (state.name, state.message) == ("Failed", "PACS at pacs:104 does not answer")
+    assert "/runs/1 to PLAN at plan:104" in engine.calls
+
+
+def test_a_fault_that_nobody_foresaw_fails_the_run(engine: FakeEngine):
+    engine.failures["model 1"] = [ZeroDivisionError("a fault of ours")]
+
+    assert process().is_failed()
+    assert engine.calls == ["model 0", "model 1"]
+    assert not engine.held
