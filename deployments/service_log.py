@@ -12,7 +12,8 @@ def log_to_stderr(level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(LineWithIds("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
+    for name in ("httpx", "watchfiles"):  # a line for every request, and for every file that is touched
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class LineWithIds(logging.Formatter):

@@ -38,4 +38,4 @@ def serve(*, pool: str, name: str, slots: int) -> None:
             remove_containers=lambda run_id: engine.remove_containers(run_id=run_id),
         )
     worker = ("worker", "start", "--pool", pool, "--type", "process", "--name", name, "--limit", str(slots))
-    os.execv(sys.executable, [sys.executable, "-m", "prefect", *worker])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", "deployments.study_worker", *worker])  # noqa: S606

@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from pydantic import ValidationError
-
 from dicom_gateway import durable_files, explain
 from dicom_gateway.interfaces import Definitions
 from dicom_gateway.ledger import Decision, Ledger
@@ -107,7 +105,7 @@ class Intake:
         extra = {"action": "recover", "study_id": study_id}
         try:
             self._ledger.add(self._store.record(study_id))
-        except (StudyNotFoundError, ValidationError):
+        except StudyNotFoundError:
             _log.error("the record of a study is damaged; its instances are where they were", extra=extra)
         else:
             _log.warning("a study that the ledger did not know was entered", extra=extra)

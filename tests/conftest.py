@@ -70,10 +70,10 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def empty_prefect(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The API URL of the Prefect server, emptied; it is the one that this process uses for as long as the test runs."""
+    """The API URL of the Prefect server, emptied but for its work pools; this process uses it while the test runs."""
     from prefect.context import refresh_global_settings_context
 
-    services.empty_prefect_server(prefect_server)
+    services.empty_prefect_server(prefect_server, pools=False)
     with monkeypatch.context() as environment:
         environment.setenv("PREFECT_API_URL", prefect_server)
         # Whoever has to wait for a server that is away does so by itself.

@@ -96,9 +96,10 @@ def prefect_server(folder: Path) -> Iterator[str]:
             yield url
 
 
-def empty_prefect_server(api_url: str) -> None:
-    """Remove all runs, deployments and work pools from a Prefect server."""
-    for kind, key in (("flow_runs", "id"), ("deployments", "id"), ("work_pools", "name")):
+def empty_prefect_server(api_url: str, *, pools: bool) -> None:
+    """Remove all runs and deployments from a Prefect server, and, if ``pools``, all work pools with their workers."""
+    kinds = {"flow_runs": "id", "deployments": "id", **({"work_pools": "name"} if pools else {})}
+    for kind, key in kinds.items():
         while found := httpx.post(f"{api_url}/{kind}/filter", json={}, timeout=30).raise_for_status().json():
             for item in found:
                 httpx.delete(f"{api_url}/{kind}/{item[key]}", timeout=30).raise_for_status()

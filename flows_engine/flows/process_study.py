@@ -14,7 +14,7 @@ from prefect.states import Completed, Failed
 from flows_engine.definition.naming import FLOW_NAME, Reason
 from flows_engine.definition.schema import FlowDefinition, Node
 from flows_engine.errors import EngineError
-from flows_engine.flows.run_log import end_with_the_reason
+from flows_engine.flows.run_log import spare_foreseen_tracebacks
 from flows_engine.flows.run_state import announce
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.site_settings import load_site_settings
@@ -43,6 +43,7 @@ def process_study(  # noqa: PLR0917 - Prefect passes them by name
     The parameters are those of a ``RunRequest``. The state that is returned has one line for a person.
     """
     run_id = str(runtime.flow_run.id)
+    spare_foreseen_tracebacks()
     try:
         with site_engine().claim(run_id=run_id):
             last = _run_models(definition, run_id=run_id, study_id=study_id)
@@ -50,7 +51,6 @@ def process_study(  # noqa: PLR0917 - Prefect passes them by name
             sent = _send(definition, last, sender=sender, run_id=run_id)
     except EngineError as error:
         get_run_logger().error("%s", error)
-        end_with_the_reason()
         return Failed(message=str(error))
     return Completed(message=f"{len(definition.models)} models run, {sent}")
 

@@ -1,4 +1,4 @@
-"""What a run's log in Prefect's UI is spared."""
+"""What a run's log in Prefect's UI is spared: tracebacks of failures whose reason stands in one line."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import logging
 
 from prefect.exceptions import FailedRun
 
-_RUN_LOGGER = "prefect.flow_runs"
+from flows_engine.errors import EngineError
 
 
-class _AfterTheReason(logging.Filter):
-    """Drops what Prefect logs when a flow has returned a failed state: a traceback of Prefect's own functions.
+class _WithoutForeseenTracebacks(logging.Filter):
+    """Takes the traceback from what Prefect logs of an ``EngineError``, whose message says it all.
 
-    The reason stands above it, in one line; an error that nobody foresaw keeps its traceback.
+    What Prefect logs when a flow has returned a failed state is dropped: it is nothing but a traceback of Prefect's own
+    functions, below the reason. An error that nobody foresaw keeps its traceback.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], FailedRun))
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, EngineError):
+            record.exc_info = None
+        return not isinstance(error, FailedRun)
 
 
-_AFTER_THE_REASON = _AfterTheReason()
+_FILTER = _WithoutForeseenTracebacks()
 
 
-def end_with_the_reason() -> None:
-    """Let this process's run logs end with the reason of a failure. May be called twice."""
-    logging.getLogger(_RUN_LOGGER).addFilter(_AFTER_THE_REASON)
+def spare_foreseen_tracebacks() -> None:
+    """Keep the run logs of this process to what a person needs. May be called twice."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_FILTER)

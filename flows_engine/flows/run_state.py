@@ -15,4 +15,5 @@ RunningState = Literal["Finished", "Sending"]
 def announce(name: RunningState) -> None:
     """Show the run, which goes on running, under another name: models are done (Finished), or output is being sent."""
     with get_client(sync_client=True) as client:
-        client.set_flow_run_state(UUID(str(runtime.flow_run.id)), State(type=StateType.RUNNING, name=name), force=True)
+        # Not by force: a run that is being cancelled stays Cancelling.
+        client.set_flow_run_state(UUID(str(runtime.flow_run.id)), State(type=StateType.RUNNING, name=name))

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows_engine.handoff.run_request import Sender
 
@@ -66,7 +66,7 @@ class StudyRecord(BaseModel):
 
 
 class StudyNotFoundError(LookupError):
-    """No such study is in the store: it never was, or its files are gone."""
+    """No such study is in the store: it never was, its files are gone, or its record is damaged."""
 
 
 class StudyStore:
@@ -96,12 +96,18 @@ class StudyStore:
         return folder
 
     def record(self, study_id: str) -> StudyRecord:
-        """Return what is known of a study; ``StudyNotFoundError`` if it is not there."""
+        """Return what is known of a study; ``StudyNotFoundError`` if it is not there, or cannot be read."""
         path = self.folder(study_id) / RECORD_NAME
         try:
             return StudyRecord.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             raise StudyNotFoundError(f"study {study_id} is not in {self.root}") from None
+        except ValidationError as error:
+            # Its text shows what was read, which is of a patient.
+            raise StudyNotFoundError(
+                f"the record of study {study_id} is damaged ({error.error_count()} of its values cannot be used); "
+                f"put {path} back from a backup, or have the study sent again"
+            ) from None
 
 
 StudyOutcome = Literal["received", "triggered", "no-match", "held"]

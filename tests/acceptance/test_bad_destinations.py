@@ -61,6 +61,7 @@ def test_refused_instances_fail_the_run_and_a_retry_sends_those_alone(site: Site
         assert state["name"] == "Failed"
         assert state["message"].startswith(f"RECEIVER@127.0.0.1:{peer.port} did not take ")
         assert "0xA700 (out of resources)" in state["message"]
+        assert not any("Traceback" in line for line in site.api.log_until(run_id, state["message"]))
         assert len(data_sets(tmp_path)) == 8
         taken = [uid for number, (uid, _, _) in enumerate(peer.instances) if number % 2 == 0]
         refusing["now"] = False

@@ -41,6 +41,11 @@ def client(empty_prefect: str) -> Iterator[SyncPrefectClient]:
 
 
 @pytest.fixture
+def no_pools(empty_prefect: str) -> None:
+    services.empty_prefect_server(empty_prefect, pools=True)
+
+
+@pytest.fixture
 def site(tmp_path: Path) -> SiteSettings:
     settings = SiteSettings(data_dir=tmp_path / "data", flow_directory=tmp_path / "flows")
     settings.flow_directory.mkdir()
@@ -89,7 +94,9 @@ def waiting_run(client: SyncPrefectClient, name: str) -> FlowRun:
     )
 
 
-def test_pools_have_queues_in_the_order_of_our_priorities_and_prefects_own_last(client: SyncPrefectClient):
+def test_pools_have_queues_in_the_order_of_our_priorities_and_prefects_own_last(
+    no_pools: None, client: SyncPrefectClient
+):
     bring_into_step(client, [definition("A", models=[{"docker_kwargs": {"image": "a"}, "gpu": "a100"}])])
 
     pools = {pool.name: pool for pool in client.read_work_pools()}
@@ -143,7 +150,9 @@ def test_any_name_is_made_left_alone_changed_and_deleted(client: SyncPrefectClie
     assert sorted(deployed(client)) == sorted(NAMES[1:])
 
 
-def test_a_second_run_changes_nothing_and_says_so(deploy, site: SiteSettings, client: SyncPrefectClient):
+def test_a_second_run_changes_nothing_and_says_so(
+    no_pools: None, deploy, site: SiteSettings, client: SyncPrefectClient
+):
     (site.flow_directory / "a.yaml").write_text(SMALLEST)
     (site.flow_directory / "b.yaml").write_text(SMALLEST + "priority: 5\n")
 
@@ -159,7 +168,9 @@ def test_a_second_run_changes_nothing_and_says_so(deploy, site: SiteSettings, cl
     }
 
 
-def test_a_plan_is_printed_and_nothing_is_changed(deploy, site: SiteSettings, client: SyncPrefectClient):
+def test_a_plan_is_printed_and_nothing_is_changed(
+    no_pools: None, deploy, site: SiteSettings, client: SyncPrefectClient
+):
     (site.flow_directory / "a.yaml").write_text(SMALLEST)
 
     status, planned, _ = deploy(dry_run=True)
@@ -229,7 +240,7 @@ def test_a_deployment_that_is_not_ours_is_left_alone(client: SyncPrefectClient):
     assert list(deployed(client)) == ["nightly"]
 
 
-def test_several_deploys_at_once_end_right(client: SyncPrefectClient):
+def test_several_deploys_at_once_end_right(no_pools: None, client: SyncPrefectClient):
     wanted = [definition(f"flow {priority}", priority=priority) for priority in (0, 3, 5)]
 
     with ThreadPoolExecutor(3) as pool:

@@ -89,21 +89,13 @@ def test_the_data_is_kept_over_a_kill(cluster: Path):
         ask(cluster, "DELETE FROM note WHERE text = 'acknowledged' RETURNING text")
 
 
-def test_data_and_socket_are_closed_to_other_accounts(cluster: Path):
+def test_nobody_else_can_reach_it_and_it_has_what_prefects_schema_needs(cluster: Path):
     with postgres(cluster):
+        assert ask(cluster, "SHOW listen_addresses") == ""
+        assert socket_path(cluster).parent != cluster
         for folder in (cluster, socket_path(cluster).parent):
             status = folder.stat()
             assert (status.st_mode & 0o777, status.st_uid) == (0o700, os.geteuid())
-        assert socket_path(cluster).parent != cluster
-
-
-def test_it_does_not_listen_on_the_network(cluster: Path):
-    with postgres(cluster):
-        assert ask(cluster, "SHOW listen_addresses") == ""
-
-
-def test_what_prefects_schema_needs_is_there(cluster: Path):
-    with postgres(cluster):
         assert ask(cluster, "CREATE EXTENSION IF NOT EXISTS pg_trgm", "SELECT similarity('abc', 'abc')") == 1
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
+import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
@@ -74,6 +75,14 @@ def host(empty_prefect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         yield Host(client, tmp_path / "runs")
 
 
+@pytest.fixture
+def other_worker(host: Host, empty_prefect: str) -> Iterator[None]:
+    """A worker of another host, online in the pool ``cpu``."""
+    host.client.send_worker_heartbeat("cpu", "other-cpu", heartbeat_interval_seconds=30)
+    yield
+    httpx.delete(f"{empty_prefect}/work_pools/cpu/workers/other-cpu").raise_for_status()
+
+
 @pytest.mark.parametrize("name", ["Running", "Sending"])
 def test_a_run_whose_process_is_gone_goes_on(host: Host, name: str):
     run = host.run(State(type=StateType.RUNNING, name=name))
@@ -123,16 +132,14 @@ def test_a_run_that_dies_again_and_again_is_given_up_visibly(host: Host):
 
 
 @pytest.mark.parametrize("state", [Pending(), Running()], ids=lambda state: state.name)
-def test_a_run_that_another_host_may_be_executing_is_left_alone(host: Host, state: State):
-    host.client.send_worker_heartbeat("cpu", "other-cpu", heartbeat_interval_seconds=30)
+def test_a_run_that_another_host_may_be_executing_is_left_alone(host: Host, other_worker: None, state: State):
     run = host.run(state, began=False)
 
     assert host.worker_starts() == 0
     assert host[run].state_type == state.type
 
 
-def test_a_run_that_began_here_goes_on_whoever_else_is_there(host: Host):
-    host.client.send_worker_heartbeat("cpu", "other-cpu", heartbeat_interval_seconds=30)
+def test_a_run_that_began_here_goes_on_whoever_else_is_there(host: Host, other_worker: None):
     run = host.run(Running())
 
     assert host.worker_starts() == 1

@@ -126,8 +126,8 @@ def test_stopping_twice_is_stopping_once(services: Services):
     assert services.stops.read_text().splitlines() == ["one SIGTERM"]
 
 
-@pytest.mark.parametrize("name", ["100% of %(here)s", "ward #1 ;a", 'it\'s "the" Größe 🩻', "a  b"])
-def test_a_path_may_be_called_anything(tmp_path: Path, name: str):
+def test_a_path_may_be_called_anything(tmp_path: Path):
+    name = '100% of %(here)s, ward #1 ;a  it\'s "the" Größe 🩻'
     services = Services(tmp_path / name)
 
     with services.running(services.service("one")) as supervisor:

@@ -154,6 +154,18 @@ def test_explain_of_no_study_is_one_line(dicomflow, study_id):
     assert "study" in line
 
 
+def test_explain_of_a_damaged_record_is_one_line_without_what_it_holds(dicomflow, site, store_study):
+    record = store_study()
+    file = site.data_dir / "studies" / record.study_id / "study.json"
+    file.write_text(file.read_text().replace('"instance_count":3', '"instance_count":"three"'))
+
+    done = dicomflow("explain", record.study_id)
+
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert leaked_canaries(done.stdout + done.stderr) == []
+
+
 def test_release_lets_a_held_study_be_matched_again(dicomflow, ledger, store_study):
     record = store_study(complete=False)
     ledger.decide(record.study_id, Decision(outcome="held", reason="it was aborted"))

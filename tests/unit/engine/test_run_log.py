@@ -1,32 +1,37 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import pytest
 from prefect.exceptions import FailedRun
 
-from flows_engine.flows.run_log import end_with_the_reason
+from flows_engine.errors import DestinationUnavailableError
+from flows_engine.flows.run_log import spare_foreseen_tracebacks
 
 
-def _log_with_trace(error: Exception) -> None:
+@pytest.fixture(params=["prefect.flow_runs", "prefect.task_runs"])
+def logger(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[logging.Logger]:
+    chosen = logging.getLogger(request.param)
+    filters = list(chosen.filters)
+    chosen.addHandler(caplog.handler)  # Prefect's own configuration may keep records from the root logger
+    yield chosen
+    chosen.removeHandler(caplog.handler)
+    chosen.filters[:] = filters
+
+
+def _log(logger: logging.Logger, error: Exception) -> None:
     try:
         raise error
     except Exception:
-        logging.getLogger("prefect.flow_runs").exception("the engine stops")
+        logger.exception("it failed: %s", error)
 
 
-def test_only_the_traceback_of_a_told_failure_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("prefect.flow_runs")
-    logger.addHandler(caplog.handler)  # Prefect's own configuration may keep records from the root logger
-    before = list(logger.filters)
-    try:
-        end_with_the_reason()
-        end_with_the_reason()
-        assert len(logger.filters) == len(before) + 1
-        _log_with_trace(FailedRun("told"))
-        assert caplog.records == []
-        _log_with_trace(ValueError("unforeseen"))
-        assert "the engine stops" in {record.getMessage() for record in caplog.records}
-    finally:
-        logger.filters[:] = before
-        logger.removeHandler(caplog.handler)
+def test_only_what_nobody_foresaw_keeps_its_traceback(logger: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
+    spare_foreseen_tracebacks()
+    spare_foreseen_tracebacks()
+    _log(logger, FailedRun("returned"))
+    _log(logger, DestinationUnavailableError("down"))
+    _log(logger, ValueError("unforeseen"))
+    told = {record.getMessage(): bool(record.exc_info) for record in caplog.records}
+    assert told == {"it failed: down": False, "it failed: unforeseen": True}

@@ -263,6 +263,16 @@ def test_a_damaged_record_stops_nothing_else(world, caplog):
     assert "damaged" in caplog.text
 
 
+def test_a_record_that_is_damaged_before_it_is_decided_on_is_held_and_stops_nothing_else(world):
+    world.receive(ct())
+    (study_id,) = world.store.study_ids()
+    (world.store.folder(study_id) / "study.json").write_bytes(b"{")
+    world.receive(ct())
+    world.intake.start()
+    wait_until(world.settled)
+    assert sorted(world.outcomes()) == ["held", "triggered"]
+
+
 def test_a_study_whose_files_are_gone_is_held(world):
     world.receive(ct())
     (study_id,) = world.store.study_ids()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import traceback
 from datetime import UTC, datetime
 
 import pytest
 
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.study_store import Fingerprint, StudyNotFoundError, StudyRecord, StudyStore, TagColumn
+from tests.factories import CANARY_ID, leaked_canaries
 
 STUDY_ID = "0193e4c2-7a54-7cc3-98c4-dc0c0c070001"
 
@@ -43,6 +45,22 @@ def test_an_absent_study_is_not_found(tmp_path):
         store.record(STUDY_ID)
     with pytest.raises(StudyNotFoundError, match=STUDY_ID):
         store.input_folder(STUDY_ID)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda text: text[: len(text) // 2], lambda text: text.replace('"CT"', "1"), lambda _: "", lambda _: "[]"],
+)
+def test_a_damaged_record_is_said_so_in_one_line_without_what_it_holds(tmp_path, damage):
+    put(tmp_path)
+    file = tmp_path / STUDY_ID / "study.json"
+    file.write_text(damage(file.read_text().replace("PACS", CANARY_ID)))
+
+    with pytest.raises(StudyNotFoundError, match=f"the record of study {STUDY_ID} is damaged") as caught:
+        StudyStore(tmp_path).record(STUDY_ID)
+
+    assert leaked_canaries("".join(traceback.format_exception(caught.value))) == []
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("study_id", ["../../etc", "", "/etc", "0193E4C2", "a" * 65, "0193e4c2\n", ".."])
