@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -33,6 +33,8 @@ from flows_engine.definition.schema import FlowDefinition
 from flows_engine.flows.process_study import process_study
 
 _PAGE = 200
+_UNFINISHED = tuple(kind for kind in StateType if kind not in TERMINAL_STATES)
+_FAILED = (StateType.FAILED, StateType.CRASHED)
 
 
 def process_study_schema() -> dict[str, Any]:
@@ -40,33 +42,45 @@ def process_study_schema() -> dict[str, Any]:
     return parameter_schema(process_study).model_dump_for_openapi()
 
 
-def bring_into_step(client: SyncPrefectClient, definitions: Iterable[FlowDefinition]) -> tuple[Change, ...]:
-    """Change on the server what has to change for ``definitions``, and return what that was."""
-    changes = plan_changes(client, definitions)
+def bring_into_step(
+    client: SyncPrefectClient, definitions: Iterable[FlowDefinition], *, instance_id: str | None = None
+) -> tuple[Change, ...]:
+    """Change on the server what has to change for ``definitions``, and return what that was.
+
+    Deployments are marked as made by the installation ``instance_id``, and only such are ever removed; without one,
+    none are.
+    """
+    changes = plan_changes(client, definitions, instance_id=instance_id)
     apply(client, changes)
     return changes
 
 
-def plan_changes(client: SyncPrefectClient, definitions: Iterable[FlowDefinition]) -> tuple[Change, ...]:
+def plan_changes(
+    client: SyncPrefectClient, definitions: Iterable[FlowDefinition], *, instance_id: str | None = None
+) -> tuple[Change, ...]:
     """Return what would have to change on the server for ``definitions``; change nothing."""
     schema = process_study_schema()
-    desired = [desired_deployment(definition, parameter_schema=schema) for definition in definitions]
-    return plan(desired, read_contents(client))
+    desired = [
+        desired_deployment(definition, parameter_schema=schema, instance_id=instance_id) for definition in definitions
+    ]
+    contents = read_contents(client, wanted={deployment.name for deployment in desired})
+    return plan(desired, contents, instance_id=instance_id)
 
 
-def read_contents(client: SyncPrefectClient) -> PrefectContents:
-    """Return what the server holds of ours."""
+def read_contents(client: SyncPrefectClient, *, wanted: Container[str] = ()) -> PrefectContents:
+    """Return what the server holds for us. Runs are looked for only where the deployment is none of ``wanted``."""
     queues = {
         pool.name: {queue.name: queue.priority or 0 for queue in client.read_work_queues(work_pool_name=pool.name)}
         for pool in client.read_work_pools()
         if pool.name == "cpu" or pool.name.split("-")[0] == "gpu"
     }
     responses = list(_deployments(client))
-    unfinished = _with_unfinished_runs(client, [response.id for response in responses])
+    gone = [response for response in responses if response.name not in wanted]
     return PrefectContents(
         queue_priorities=queues,
         deployments={response.name: _as_deployment(response) for response in responses},
-        with_unfinished_runs=frozenset(response.name for response in responses if response.id in unfinished),
+        with_unfinished_runs=frozenset(found.name for found in gone if _has_runs(client, found.id, _UNFINISHED)),
+        with_failed_runs=frozenset(found.name for found in gone if _has_runs(client, found.id, _FAILED)),
     )
 
 
@@ -79,20 +93,12 @@ def _deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
             return
 
 
-def _with_unfinished_runs(client: SyncPrefectClient, deployment_ids: list[UUID]) -> set[UUID]:
-    if not deployment_ids:
-        return set()
-    unfinished = FlowRunFilter(
-        deployment_id=FlowRunFilterDeploymentId(any_=deployment_ids),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[t for t in StateType if t not in TERMINAL_STATES])),
+def _has_runs(client: SyncPrefectClient, deployment_id: UUID, states: Sequence[StateType]) -> bool:
+    runs = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states))),
     )
-    found: set[UUID] = set()
-    for page in count():
-        runs = client.read_flow_runs(flow_run_filter=unfinished, limit=_PAGE, offset=page * _PAGE)
-        found |= {run.deployment_id for run in runs if run.deployment_id is not None}
-        if len(runs) < _PAGE:
-            return found
-    raise AssertionError  # count() does not end
+    return bool(client.read_flow_runs(flow_run_filter=runs, limit=1))
 
 
 def _as_deployment(response: DeploymentResponse) -> Deployment:
@@ -173,6 +179,9 @@ def _pause_deployment(client: SyncPrefectClient, name: str) -> None:
 
 def _delete_deployment(client: SyncPrefectClient, name: str) -> None:
     for found in _named(client, name):
+        # Prefect deletes scheduled runs with their deployment: what was triggered since the plan was made has to stay.
+        if _has_runs(client, found.id, _UNFINISHED):
+            continue
         with suppress(ObjectNotFound):
             client.delete_deployment(found.id)
 

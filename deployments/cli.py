@@ -11,9 +11,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from deployments.errors import CommandError
 from deployments.service_log import log_to_stderr
 from dicom_gateway.errors import GatewayError
 from flows_engine.definition.errors import DefinitionError
+from flows_engine.errors import EngineError
 from flows_engine.handoff.site_settings import LoadedSettings, SettingsError, load_site_settings
 from flows_engine.handoff.study_store import StudyNotFoundError
 
@@ -99,11 +101,17 @@ def check(
     ] = None,
 ) -> None:
     """Check flow definitions, and say of each what is wrong, where, and what to do."""
+    from flows_engine.definition.catalogue import definition_files  # noqa: PLC0415
     from flows_engine.definition.loading import load_definition  # noqa: PLC0415
 
     folder = _settings().settings.flow_directory
+    try:
+        chosen = files or definition_files(folder)
+    except OSError as error:
+        raise CommandError(f"FLOW_DIRECTORY: {folder} cannot be read: {error.strerror}") from None
     bad = 0
-    for path in files or sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+    named: dict[str, Path] = {}
+    for path in chosen:
         try:
             loaded = load_definition(path)
         except DefinitionError as error:
@@ -112,6 +120,12 @@ def check(
             continue
         for warning in loaded.warnings:
             typer.echo(f"warning: {warning}", err=True)
+        first = named.setdefault(loaded.definition.name, path)
+        # Files that are named may be copies of each other; in the folder, a name is given once.
+        if not files and first != path:
+            bad += 1
+            typer.echo(f"{path}: name: {loaded.definition.name!r} is also that of {first}; rename one", err=True)
+            continue
         typer.echo(f"{path}: {loaded.definition.name} is well")
     raise typer.Exit(1 if bad else 0)
 
@@ -153,10 +167,7 @@ def main() -> None:
     """Run the command. What a person can mend ends in one line and exit status 1, not in a traceback."""
     try:
         app()
-    except (DefinitionError, GatewayError, SettingsError, StudyNotFoundError) as error:
-        sys.exit(f"dicomflow: {error}")
-    except RuntimeError as error:
-        # The errors of the modules that are imported late: StartupError, ServerUnreachableError, DemoFailedError …
+    except (CommandError, DefinitionError, EngineError, GatewayError, SettingsError, StudyNotFoundError) as error:
         sys.exit(f"dicomflow: {error}")
 
 
@@ -173,6 +184,8 @@ def _use_prefect() -> None:
     """Point Prefect at the server that ``dicomflow up`` starts on this host, unless the site names another."""
     port = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
     os.environ.setdefault("PREFECT_API_URL", _LOCAL_API.format(port=port))
+    if "PREFECT_SERVER_API_AUTH_STRING" in os.environ:
+        os.environ.setdefault("PREFECT_API_AUTH_STRING", os.environ["PREFECT_SERVER_API_AUTH_STRING"])
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
 
 

@@ -9,6 +9,7 @@ from deployments.apply import bring_into_step, plan_changes
 from deployments.server_errors import told_in_one_line
 from flows_engine.definition.catalogue import FlowCatalogue
 from flows_engine.handoff.site_settings import SiteSettings
+from flows_engine.wiring import instance_id
 
 
 def deploy_definitions(settings: SiteSettings, *, dry_run: bool) -> int:
@@ -17,13 +18,16 @@ def deploy_definitions(settings: SiteSettings, *, dry_run: bool) -> int:
     1 if a definition file has problems: those are printed, and the others are deployed all the same.
     Raises ``ServerUnreachableError``.
     """
-    catalogue = FlowCatalogue(settings.flow_directory, state_folder=settings.data_dir / "definitions")
+    catalogue = FlowCatalogue(
+        settings.flow_directory, state_folder=settings.data_dir / "definitions", remember=not dry_run
+    )
     found = catalogue.refresh()
     for problem in (*found.problems, *found.warnings):
         typer.echo(str(problem), err=True)
     definitions = catalogue.snapshot().values()
     with get_client(sync_client=True) as client, told_in_one_line(client.api_url):
-        changes = plan_changes(client, definitions) if dry_run else bring_into_step(client, definitions)
+        bring = plan_changes if dry_run else bring_into_step
+        changes = bring(client, definitions, instance_id=instance_id(settings.data_dir))
     for change in changes:
         typer.echo(str(change))
     if not changes:

@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
+# Studies that matched a definition just before it went away have their runs by then.
+_REMOVAL_SECONDS = 10.0
 
 
 class DeploymentKeeper:
@@ -23,8 +25,9 @@ class DeploymentKeeper:
     Prefect may be down when a definition changes, or when the gateway starts: neither may keep it from receiving.
     """
 
-    def __init__(self, definitions: Callable[[], Iterable[FlowDefinition]]) -> None:
+    def __init__(self, definitions: Callable[[], Iterable[FlowDefinition]], *, instance_id: str) -> None:
         self._definitions = definitions
+        self._instance_id = instance_id
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="deployment-keeper", daemon=True)
@@ -46,14 +49,15 @@ class DeploymentKeeper:
 
     def _run(self) -> None:
         pause_seconds = _FIRST_PAUSE_SECONDS
+        look_again_seconds: float | None = None
         while not self._stop.is_set():
-            self._wake.wait()
+            self._wake.wait(look_again_seconds)
             self._wake.clear()
             if self._stop.is_set():
                 return
             try:
                 with get_client(sync_client=True) as client:
-                    changes = bring_into_step(client, self._definitions())
+                    changes = bring_into_step(client, self._definitions(), instance_id=self._instance_id)
             # Edge of the thread: whatever a server says, deployments must not stay out of step for good. Type only,
             # since the text of an answer may be anything.
             except Exception as error:  # noqa: BLE001
@@ -68,5 +72,7 @@ class DeploymentKeeper:
                 self._wake.set()
                 continue
             pause_seconds = _FIRST_PAUSE_SECONDS
+            # What is paused now is deleted by a later step.
+            look_again_seconds = _REMOVAL_SECONDS if any(change.action == "pause" for change in changes) else None
             for change in changes:
                 logger.info("%s", change, extra={"action": "deployed"})

@@ -13,6 +13,7 @@ from dicom_gateway.wiring import build_gateway
 from flows_engine.definition.catalogue import CatalogueChange, FlowCatalogue
 from flows_engine.definition.errors import Problem
 from flows_engine.handoff.site_settings import SiteSettings
+from flows_engine.wiring import instance_id
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def serve(settings: SiteSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     catalogue = FlowCatalogue(settings.flow_directory, state_folder=settings.data_dir / "definitions")
-    keeper = DeploymentKeeper(lambda: catalogue.snapshot().values())
+    keeper = DeploymentKeeper(lambda: catalogue.snapshot().values(), instance_id=instance_id(settings.data_dir))
 
     def changed(change: CatalogueChange) -> None:
         _log(change)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,11 +30,14 @@ class Deployment:
 
 @dataclass(frozen=True, kw_only=True)
 class PrefectContents:
-    """What a Prefect server holds of ours: pools with their queues, deployments, and those with unfinished runs."""
+    """What a Prefect server holds for us: pools with their queues, the deployments that carry our tag, and which of
+    them have runs that their deletion would harm: those that are not over, and those that may be retried.
+    """
 
     queue_priorities: Mapping[str, Mapping[str, int]]
     deployments: Mapping[str, Deployment]
     with_unfinished_runs: frozenset[str]
+    with_failed_runs: frozenset[str] = frozenset()
 
 
 Action = Literal["create pool", "create queue", "create", "update", "pause", "delete"]
@@ -54,13 +57,18 @@ class Change:
         return f"{self.action} {self.name}" + (f": {self.detail}" if self.detail else "")
 
 
-def desired_deployment(definition: FlowDefinition, *, parameter_schema: Mapping[str, Any]) -> Deployment:
-    """Return the deployment that a definition stands for."""
+def desired_deployment(
+    definition: FlowDefinition, *, parameter_schema: Mapping[str, Any], instance_id: str | None = None
+) -> Deployment:
+    """Return the deployment that a definition stands for, made by the installation ``instance_id``."""
+    tags = naming.definition_tags(version=definition.version, priority=definition.priority)
+    if instance_id is not None:
+        tags.append(naming.instance_tag(instance_id))
     return Deployment(
         name=definition.name,
         version=definition.version,
         description=description(definition),
-        tags=tuple(naming.definition_tags(version=definition.version, priority=definition.priority)),
+        tags=tuple(tags),
         work_pool=definition.work_pool,
         work_queue=naming.work_queue(definition.priority),
         parameters={"definition": definition.model_dump(mode="json", exclude_none=True)},
@@ -88,11 +96,14 @@ def description(definition: FlowDefinition) -> str:
     return f"{fires}\n\n**Models**\n{models}\n\n**Sends its results**\n{sends}"
 
 
-def plan(desired: Iterable[Deployment], existing: PrefectContents) -> tuple[Change, ...]:
+def plan(
+    desired: Iterable[Deployment], existing: PrefectContents, *, instance_id: str | None = None
+) -> tuple[Change, ...]:
     """Return what has to change, in the order in which it must be done. Empty where all is as it should be.
 
-    A pool that is there keeps its settings: they are the site's. A deployment whose definition is gone is deleted, or,
-    while it has runs that are not over, paused, so that they can still be run.
+    A pool that is there keeps its settings: they are the site's. A deployment of the installation ``instance_id`` whose
+    definition is gone is paused; it is deleted by a later plan, once no run needs it any more. Those that others made,
+    or nobody knows who, are never removed.
     """
     wanted = {deployment.name: deployment for deployment in desired}
     pools = dict.fromkeys(["cpu", "gpu", *(deployment.work_pool for deployment in wanted.values())])
@@ -123,23 +134,27 @@ def plan(desired: Iterable[Deployment], existing: PrefectContents) -> tuple[Chan
             )
         elif differing := differences(present, deployment):
             changes.append(Change(action="update", name=name, detail=", ".join(differing), deployment=deployment))
+    return (*changes, *_removals(existing, wanted=wanted.keys(), instance_id=instance_id))
+
+
+def _removals(existing: PrefectContents, *, wanted: Container[str], instance_id: str | None) -> Iterator[Change]:
+    if instance_id is None:
+        return
+    own_tag = naming.instance_tag(instance_id)
     for name, present in existing.deployments.items():
-        if name in wanted:
+        if name in wanted or own_tag not in present.tags:
             continue
-        if name not in existing.with_unfinished_runs:
-            changes.append(
-                Change(action="delete", name=name, detail="its definition is gone; the history of its runs stays")
-            )
-        elif not present.paused:
-            changes.append(
-                Change(
-                    action="pause",
-                    name=name,
-                    deployment=present,
-                    detail="its definition is gone; it has runs that are not over",
-                )
-            )
-    return tuple(changes)
+        if name in existing.with_unfinished_runs:
+            reason = "it has runs that are not over"
+        elif name in existing.with_failed_runs:
+            reason = "it has failed runs, which can be retried while it is there"
+        else:
+            reason = "a later deploy deletes it, unless runs turn up"
+        if not present.paused:
+            detail = f"its definition is gone; {reason}"
+            yield Change(action="pause", name=name, deployment=present, detail=detail)
+        elif name not in existing.with_unfinished_runs | existing.with_failed_runs:
+            yield Change(action="delete", name=name, detail="its definition is gone; the history of its runs stays")
 
 
 def differences(present: Deployment, wanted: Deployment) -> list[str]:

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 import httpx
 from prefect.exceptions import PrefectHTTPStatusError
 
+from deployments.errors import CommandError
 
-class ServerUnreachableError(RuntimeError):
+
+class ServerUnreachableError(CommandError):
     """Prefect's server does not answer, or not as one. The message says where it was looked for, and the way out."""
 
 

@@ -71,6 +71,8 @@ def host_plan(facts: HostFacts) -> HostPlan:
 
     environment = {**_PREFECT_DEFAULTS, "PREFECT_HOME": str(facts.data_dir / "prefect"), **facts.environ}
     environment |= {**facts.settings_environment, "PREFECT_API_URL": api_url}
+    if "PREFECT_SERVER_API_AUTH_STRING" in environment:
+        environment.setdefault("PREFECT_API_AUTH_STRING", environment["PREFECT_SERVER_API_AUTH_STRING"])
     if own_database:
         environment["PREFECT_API_DATABASE_CONNECTION_URL"] = connection_url(postgres_data)
     # The workers start flow runs as plain `python`: it has to be this one.

@@ -34,6 +34,7 @@ from flows_engine.run_claim import began_here, is_claimed
 logger = logging.getLogger(__name__)
 
 _MOST_STARTS: Final = 5
+_PAGE: Final = 200
 # From its submission by a worker that has since died, a run's process takes seconds until it claims the run.
 _SETTLING_SECONDS: Final = 30.0
 
@@ -75,12 +76,19 @@ def _other_workers(client: SyncPrefectClient, *, pool: str, worker_name: str) ->
 
 def _unfinished(client: SyncPrefectClient, *, pool: str) -> list[FlowRun]:
     begun = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-    return client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW_NAME])),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun))),
-        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
-        limit=200,
-    )
+    found: list[FlowRun] = []
+    while len(found) % _PAGE == 0:
+        page = client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW_NAME])),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun))),
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+            limit=_PAGE,
+            offset=len(found),
+        )
+        if not page:
+            break
+        found += page
+    return found
 
 
 def _let_settle(run: FlowRun, folder: Path) -> None:

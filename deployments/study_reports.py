@@ -8,7 +8,7 @@ from rich.table import Table
 
 from dicom_gateway.explain import explain
 from dicom_gateway.matching import match
-from dicom_gateway.wiring import open_ledger
+from dicom_gateway.wiring import LEDGER_NAME, open_ledger
 from flows_engine.definition.catalogue import FlowCatalogue
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.handoff.site_settings import SiteSettings
@@ -19,6 +19,11 @@ _WIDEST = 10_000
 
 def print_studies(console: Console, settings: SiteSettings, *, limit: int) -> None:
     """Print the newest studies with their outcome. Nothing of a patient is in it."""
+    if not (settings.data_dir / LEDGER_NAME).exists():
+        console.print(
+            f"no study was received yet in {settings.data_dir}", markup=False, highlight=False, soft_wrap=True
+        )
+        return
     table = Table(box=None, pad_edge=False)
     for heading in ("study", "received", "from", "instances", "outcome", "reason or runs"):
         table.add_column(heading, no_wrap=True)
@@ -41,7 +46,7 @@ def print_explanation(console: Console, settings: SiteSettings, *, study_id: str
     Raises ``StudyNotFoundError``.
     """
     record = StudyStore(settings.data_dir / "studies").record(study_id)
-    catalogue = FlowCatalogue(settings.flow_directory, state_folder=settings.data_dir / "definitions")
+    catalogue = FlowCatalogue(settings.flow_directory, state_folder=settings.data_dir / "definitions", remember=False)
     catalogue.refresh()
     definitions = list(catalogue.snapshot().values())
     console.print(explain(match(record.fingerprint, definitions)), markup=False, highlight=False)

@@ -12,19 +12,25 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 
 import httpx
+
+from deployments.api_credentials import api_headers
 
 _PAUSE_SECONDS = 0.1
 
 
-def answers(address: str) -> bool:
-    """Say whether something listens at ``unix:PATH``, or answers 2xx at an ``http://`` address."""
+def answers(address: str, *, environ: Mapping[str, str]) -> bool:
+    """Say whether something listens at ``unix:PATH``, or answers 2xx at an ``http://`` address.
+
+    ``environ`` holds the credentials for Prefect's API, where it asks for some.
+    """
     if address.startswith("unix:"):
         with socket.socket(socket.AF_UNIX) as connection:
             return connection.connect_ex(address.removeprefix("unix:")) == 0
     try:
-        return httpx.get(address, timeout=5).is_success
+        return httpx.get(address, headers=api_headers(environ), timeout=5).is_success
     except httpx.TransportError:
         return False
 
@@ -34,7 +40,7 @@ def main(arguments: list[str]) -> None:
     address, separator, *command = arguments if len(arguments) > 1 else ("", "")
     if separator != "--" or not command:
         raise SystemExit("usage: python -m deployments.when_ready ADDRESS -- COMMAND …")
-    while not answers(address):
+    while not answers(address, environ=os.environ):
         time.sleep(_PAUSE_SECONDS)
     os.execvp(command[0], command)  # noqa: S606
 

@@ -8,12 +8,13 @@ import sys
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 
+from deployments.errors import CommandError
 from deployments.server_errors import told_in_one_line
 from deployments.stranded_runs import resume_stranded_runs
 from flows_engine.wiring import site_engine
 
 
-class PoolMissingError(RuntimeError):
+class PoolMissingError(CommandError):
     """Prefect has no such work pool. A worker would make it, without its queues and their priorities."""
 
 

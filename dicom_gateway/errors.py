@@ -4,7 +4,7 @@
       ├─ SpoolFullError            the disk takes no more; the sender is told 0xA700 and sends again later
       ├─ InstanceRefusedError      the sender's object cannot be kept; carries the status that says so to it
       ├─ StartError                the gateway cannot start; a person has to change a setting or stop another program
-      ├─ StudyNotHeldError         a person asked to release a study that is not held
+      ├─ StudyNotHeldError         a person asked to release a study that is neither held nor without a match
       └─ TriggerError              a flow run was not created
            ├─ TriggerUnavailableError   Prefect does not answer, or does not know the deployment yet; kept, tried again
            └─ TriggerRefusedError       Prefect will not have this run; the study is held, with the reason
@@ -36,7 +36,7 @@ class StartError(GatewayError):
 
 
 class StudyNotHeldError(GatewayError):
-    """Only a held study can be released."""
+    """Only a study that is held, or matched nothing, can be released."""
 
 
 class TriggerError(GatewayError):
@@ -44,7 +44,7 @@ class TriggerError(GatewayError):
 
 
 class TriggerUnavailableError(TriggerError):
-    """Prefect does not answer, or the deployment is not there yet. The same again will work, later."""
+    """Prefect does not answer, does not let us in, or has no deployment yet. The same again will work, later."""
 
 
 class TriggerRefusedError(TriggerError):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
-from dicom_gateway.header import Element, Header, decode
+from dicom_gateway.header import Element, Header, decode, is_private
 from flows_engine.handoff.study_store import Fingerprint, TagColumn
+
+MOST_TAGS: Final = 2000
+"""How many distinct tags of a study are kept. Real studies have some hundred."""
 
 
 @dataclass(slots=True)
@@ -21,11 +25,16 @@ class FingerprintBuilder:
 
     A value that was seen before costs one look-up: it is decoded once, and kept once. Not safe to use from several
     threads.
+
+    At most ``MOST_TAGS`` distinct tags are kept, since each costs something for every instance. Of those beyond, a
+    standard one takes the place of a private one; what is left out is counted.
     """
 
     def __init__(self) -> None:
         self._count = 0
+        self._left_out = 0
         self._columns: dict[int, _Column] = {}
+        self._private: list[int] = []
 
     @property
     def instance_count(self) -> int:
@@ -35,18 +44,33 @@ class FingerprintBuilder:
     def add(self, header: Header) -> None:
         """Add the header of the next instance. Never raises for what stands in it."""
         for tag, element in header.elements.items():
-            column = self._columns.get(tag)
+            column = self._columns.get(tag) or self._new_column(tag)
             if column is None:
-                column = self._columns[tag] = _Column()
+                self._left_out += 1
+                continue
             if len(column.index) < self._count:
                 column.index.extend([-1] * (self._count - len(column.index)))
             column.index.append(_place(column, element, header))
+        self._left_out += header.left_out_count
         self._count += 1
+
+    def _new_column(self, tag: int) -> _Column | None:
+        private = is_private(tag)
+        if len(self._columns) >= MOST_TAGS:
+            if private or not self._private:
+                return None
+            given_up = self._columns.pop(self._private.pop())
+            self._left_out += len(given_up.index) - given_up.index.count(-1)
+        if private:
+            self._private.append(tag)
+        column = self._columns[tag] = _Column()
+        return column
 
     def build(self) -> Fingerprint:
         """Return the fingerprint of all instances added so far."""
         return Fingerprint(
             instance_count=self._count,
+            left_out_count=self._left_out,
             columns={
                 f"{tag:08X}": TagColumn(
                     values=tuple(column.values),

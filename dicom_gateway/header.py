@@ -20,8 +20,15 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
 LONGEST_VALUE_BYTES: Final = 16 * 1024
-LARGEST_DATA_SET_BYTES: Final = 4 * 1024**3
-"""A deflated data set that grows beyond this is taken for an attack."""
+LONGEST_UNKNOWN_BYTES: Final = 1024
+"""An element of unknown VR that is longer is no text to search in."""
+LARGEST_INFLATED_BYTES: Final = 1024**3
+"""A deflated data set that grows beyond this is refused as an attack."""
+GREATEST_INFLATION: Final = 200
+HARMLESS_INFLATED_BYTES: Final = 256 * 1024**2
+"""Up to here a data set may grow more than ``GREATEST_INFLATION`` times: an empty segmentation does."""
+MOST_ELEMENTS: Final = 20_000
+"""How many elements of one instance are kept. Real ones have some hundred."""
 DEEPEST_SEQUENCE: Final = 64
 
 SPECIFIC_CHARACTER_SET: Final = 0x00080005
@@ -43,6 +50,7 @@ _NUMBER_FORMAT: Final = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "UV": "Q", 
 _SEARCHABLE: Final = _TEXT | _PLAIN_TEXT | frozenset(_NUMBER_FORMAT) | {"AT"}
 _BACKSLASH: Final = 0x5C
 _VR: Final = re.compile(rb"[A-Z]{2}\Z")
+_PRINTABLE: Final = re.compile(rb"[ -~]+\0?\Z")
 
 
 class UnreadableError(ValueError):
@@ -63,6 +71,8 @@ class Header:
 
     elements: dict[int, Element]
     little_endian: bool
+    left_out_count: int = 0
+    """How many elements were passed over because there are more than ``MOST_ELEMENTS``."""
 
     @cached_property
     def character_sets(self) -> bytes:
@@ -100,9 +110,13 @@ def read_header(data_set: bytes, *, transfer_syntax_uid: str) -> Header:
         transfer_syntax_uid != ImplicitVRLittleEndian and _VR.match(data_set[4:6]) is not None
     )
     elements = {TRANSFER_SYNTAX_UID: Element("UI", transfer_syntax_uid.encode("ascii", "replace"))}
+    left_out_count = 0
     try:
         for tag, vr, raw in walk.top_level(explicit=explicit):
-            elements.setdefault(tag, Element(vr, raw))
+            if len(elements) >= MOST_ELEMENTS:
+                left_out_count += 1
+            elif raw or not is_private(tag):
+                elements.setdefault(tag, Element(vr, raw))
     except struct.error:
         raise UnreadableError("the data set ends inside an element") from None
     pixel_representation = elements.get(_PIXEL_REPRESENTATION)
@@ -110,7 +124,7 @@ def read_header(data_set: bytes, *, transfer_syntax_uid: str) -> Header:
     for tag, element in elements.items():
         if element.vr == "US or SS":
             elements[tag] = Element("SS" if signed else "US", element.raw)
-    return Header(elements=elements, little_endian=little_endian)
+    return Header(elements=elements, little_endian=little_endian, left_out_count=left_out_count)
 
 
 def read_file_header(file: bytes) -> Header:
@@ -182,14 +196,28 @@ def _dictionary_vr(tag: int) -> str:
         return "UL" if tag & 0xFFFF == 0 else "LO" if _is_private_creator(tag) else "UN"
 
 
+def _guessed_vr(tag: int, raw: bytes) -> str:
+    """Return what an element of unknown VR is read as: what the dictionary says, else text where it looks like it."""
+    known = _dictionary_vr(tag)
+    if known in _SEARCHABLE or known == "US or SS":
+        return known
+    return "LO" if _PRINTABLE.match(raw) else "UN"
+
+
+def is_private(tag: int) -> bool:
+    """Tell whether a tag is one that its manufacturer defines (PS3.5 7.8)."""
+    return bool(tag >> 16 & 1)
+
+
 def _is_private_creator(tag: int) -> bool:
-    return bool(tag >> 16 & 1) and 0x10 <= tag & 0xFFFF <= 0xFF
+    return is_private(tag) and 0x10 <= tag & 0xFFFF <= 0xFF
 
 
 def _inflated(deflated: bytes) -> bytes:
+    largest = min(LARGEST_INFLATED_BYTES, max(HARMLESS_INFLATED_BYTES, GREATEST_INFLATION * len(deflated)))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        plain = inflater.decompress(deflated, LARGEST_DATA_SET_BYTES)
+        plain = inflater.decompress(deflated, largest)
     except zlib.error:
         raise UnreadableError("the deflated data set cannot be inflated") from None
     if not inflater.eof:
@@ -224,6 +252,8 @@ class _Walk:
                 return  # a few zero bytes of padding are no element
             tag, vr, length, start = self._head(at, explicit=explicit)
             at = self._after_value(vr, length, start, explicit=explicit, depth=0)
+            if vr == "UN" and length <= LONGEST_UNKNOWN_BYTES:
+                vr = _guessed_vr(tag, self._data[start:at])
             if vr in _SEARCHABLE or vr == "US or SS":
                 yield tag, vr, self._data[start : min(at, start + LONGEST_VALUE_BYTES)]
 

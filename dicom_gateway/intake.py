@@ -102,10 +102,18 @@ class Intake:
                 self._enter_again(study_id)
 
     def _enter_again(self, study_id: str) -> None:
+        """Enter a study that is in the store only. It goes on by itself only if it was announced: one that was not may
+        have run before, under a ledger that is lost.
+        """
         extra = {"action": "recover", "study_id": study_id}
+        if not self._ledger.is_announced(study_id):
+            reason = f"the ledger did not know it, so it may have run before; `dicomflow release {study_id}` runs it"
+            self._ledger.announce(study_id, held_because=reason)
         try:
             self._ledger.add(self._store.record(study_id))
-        except StudyNotFoundError:
+        except (StudyNotFoundError, OSError) as error:
+            reason = str(error) if isinstance(error, StudyNotFoundError) else _unforeseen(study_id, error)
+            self._ledger.add_unreadable(study_id, reason=reason)
             _log.error("the record of a study is damaged; its instances are where they were", extra=extra)
         else:
             _log.warning("a study that the ledger did not know was entered", extra=extra)
@@ -117,9 +125,11 @@ class Intake:
                 extra = {"action": "commit", "study_id": study.record.study_id}
                 try:
                     self._commit(study)
-                except Exception:  # noqa: BLE001  # a full disk must not lose the others; this one is tried again
+                except Exception as error:  # noqa: BLE001  # a full disk must not lose the others; this one is tried again
                     self._backlog.append(study)
-                    _log.exception("a study could not be moved to the store; trying again", extra=extra)
+                    _log.error(
+                        "a study could not be moved to the store (%s); trying again", type(error).__name__, extra=extra
+                    )
                 else:
                     _log.info("a study was received; instances: %d", study.record.instance_count, extra=extra)
                     if study.record.conflict_count:
@@ -131,6 +141,8 @@ class Intake:
     def _commit(self, study: SpooledStudy) -> None:
         target = self._store.folder(study.record.study_id)
         if study.folder.is_dir():
+            # Before there is a record: a restart finds the reason with whatever it finds of the study.
+            self._ledger.announce(study.record.study_id, held_because=study.problem)
             write_record(study)
             study.folder.rename(target)
             durable_files.sync_folder(self._store.root)
@@ -147,27 +159,40 @@ class Intake:
                     self._commit_backlog()
                 for study_id, released in self._ledger.undecided():
                     self._decide(study_id, released=released)
-            except Exception:  # noqa: BLE001  # outer edge of the thread: what is undecided is taken up again
-                _log.exception("studies could not be decided on; trying again", extra={"action": "match"})
+            except Exception as error:  # noqa: BLE001  # outer edge of the thread: what is undecided is taken up again
+                _log.error(
+                    "studies could not be decided on (%s); trying again",
+                    type(error).__name__,
+                    extra={"action": "match"},
+                )
                 self._stopping.wait(_LOOK_AGAIN_SECONDS)
 
     def _decide(self, study_id: str, *, released: bool) -> None:
-        extra = {"action": "match", "study_id": study_id}
         try:
-            record = self._store.record(study_id)
-            folder = self._store.input_folder(study_id).parent
-        except StudyNotFoundError as error:
-            decision = Decision(outcome="held", reason=str(error))
-        else:
-            decision = decide(
-                record,
-                study_uri=folder.absolute().as_uri(),
+            self._enter_decision(study_id, self._decision(study_id, released=released))
+        except Exception as error:  # noqa: BLE001  # whatever is wrong with one study, the others go on
+            self._enter_decision(study_id, Decision(outcome="held", reason=_unforeseen(study_id, error)))
+
+    def _decision(self, study_id: str, *, released: bool) -> Decision:
+        try:
+            return decide(
+                self._store.record(study_id),
+                study_uri=self._store.input_folder(study_id).parent.absolute().as_uri(),
                 definitions=self._definitions.snapshot(),
                 hold=self._hold_incomplete and not released,
             )
+        except StudyNotFoundError as error:
+            return Decision(outcome="held", reason=str(error))
+
+    def _enter_decision(self, study_id: str, decision: Decision) -> None:
         self._ledger.decide(study_id, decision)
         self._outbox.wake()
-        _log.info("the study is %s: %s", decision.outcome, decision.reason, extra=extra)
+        _log.info(
+            "the study is %s: %s",
+            decision.outcome,
+            decision.reason,
+            extra={"action": "match", "study_id": study_id},
+        )
 
 
 def decide(record: StudyRecord, *, study_uri: str, definitions: Mapping[str, FlowDefinition], hold: bool) -> Decision:
@@ -177,6 +202,9 @@ def decide(record: StudyRecord, *, study_uri: str, definitions: Mapping[str, Flo
             f"the association was not released: it ended after {record.instance_count} instances, and more may "
             f"be missing; `dicomflow release {record.study_id}` runs the study as it is"
         )
+        return Decision(outcome="held", reason=reason)
+    if not definitions:
+        reason = f"no flow definition is in force; `dicomflow release {record.study_id}` decides again"
         return Decision(outcome="held", reason=reason)
     report = match(record.fingerprint, definitions.values())
     return Decision(
@@ -194,6 +222,10 @@ def decide(record: StudyRecord, *, study_uri: str, definitions: Mapping[str, Flo
 def idempotency_key(study_id: str, definition: FlowDefinition) -> str:
     """Return the name under which a run of this very definition on this study is created once."""
     return f"{study_id}:{definition.name}:{definition.digest[:16]}"
+
+
+def _unforeseen(study_id: str, error: Exception) -> str:
+    return f"no decision was reached ({type(error).__name__}); `dicomflow release {study_id}` decides again"
 
 
 def _outcome(report: MatchReport) -> StudyOutcome:

@@ -42,6 +42,10 @@ CREATE TABLE IF NOT EXISTS studies (
     explanation    TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX IF NOT EXISTS studies_by_outcome ON studies (outcome);
+CREATE TABLE IF NOT EXISTS announced (
+    study_id     TEXT PRIMARY KEY,
+    held_because TEXT NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS runs (
     study_id        TEXT NOT NULL REFERENCES studies (study_id),
     flow            TEXT NOT NULL,
@@ -136,15 +140,48 @@ class Ledger:
         with self._lock:
             self._connection.close()
 
-    def add(self, record: StudyRecord) -> bool:
-        """Enter a study that is in the store; return False where it was entered before."""
-        sender = f"{record.sender.ae_title}@{record.sender.host}"
+    def announce(self, study_id: str, *, held_because: str = "") -> None:
+        """Write down that a study is about to be entered, and why it will be held, if it will.
+
+        A study that is announced already stays as it was announced. A study in the store that is neither entered nor
+        announced did not come from this gateway's spool.
+        """
         with self._transaction() as connection:
-            cursor = connection.execute(
-                "INSERT OR IGNORE INTO studies (study_id, received_at, sender, instance_count, complete) "
-                "VALUES (?, ?, ?, ?, ?)",
-                (record.study_id, _to_text(record.received_at), sender, record.instance_count, record.complete),
+            connection.execute(
+                "INSERT OR IGNORE INTO announced (study_id, held_because) VALUES (?, ?)",
+                (study_id, _one_line(held_because)),
             )
+
+    def is_announced(self, study_id: str) -> bool:
+        """Tell whether a study was about to be entered, and was not yet."""
+        return bool(self._read("SELECT 1 FROM announced WHERE study_id = ?", study_id))
+
+    def add(self, record: StudyRecord) -> bool:
+        """Enter a study that is in the store, held where it was announced so; return False where it was entered
+        before.
+        """
+        sender = f"{record.sender.ae_title}@{record.sender.host}"
+        row = (record.study_id, _to_text(record.received_at), sender, record.instance_count, record.complete)
+        return self._add(row, held_because="")
+
+    def add_unreadable(self, study_id: str, *, reason: str) -> bool:
+        """Enter a study as held of which nothing but the id is known; return False where it was entered before."""
+        row = (study_id, _to_text(datetime.fromtimestamp(0, tz=UTC)), "UNKNOWN@", 0, False)
+        return self._add(row, held_because=_one_line(reason))
+
+    def _add(self, row: tuple[str, str, str, int, bool], *, held_because: str) -> bool:
+        study_id = row[0]
+        with self._transaction() as connection:
+            announced = connection.execute(
+                "SELECT held_because FROM announced WHERE study_id = ?", (study_id,)
+            ).fetchone()
+            reason = held_because or (announced["held_because"] if announced else "")
+            cursor = connection.execute(
+                "INSERT OR IGNORE INTO studies (study_id, received_at, sender, instance_count, complete, outcome, "
+                "reason) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*row, "held" if reason else "received", reason),
+            )
+            connection.execute("DELETE FROM announced WHERE study_id = ?", (study_id,))
             return cursor.rowcount == 1
 
     def has(self, study_id: str) -> bool:
@@ -182,11 +219,14 @@ class Ledger:
             )
 
     def release(self, study_id: str) -> None:
-        """Have a held study decided again, as if it were complete. Raises ``StudyNotHeldError``."""
+        """Have a study that is held, or matched nothing, decided again, as if it were complete.
+
+        Raises ``StudyNotHeldError`` for any other.
+        """
         with self._transaction() as connection:
             cursor = connection.execute(
                 "UPDATE studies SET outcome = 'received', reason = '', released = 1 "
-                "WHERE study_id = ? AND outcome = 'held'",
+                "WHERE study_id = ? AND outcome IN ('held', 'no-match')",
                 (study_id,),
             )
             if cursor.rowcount == 0:
@@ -300,10 +340,12 @@ class Ledger:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                # SQLite itself rolls back on some errors, a full disk among them (sqlite.org/lang_transaction.html).
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
 
 def _to_text(moment: datetime) -> str:

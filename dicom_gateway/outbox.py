@@ -22,6 +22,7 @@ LONGEST_WAIT_SECONDS: Final = 30.0
 _FIRST_WAIT_SECONDS: Final = 0.5
 _AT_ONCE: Final = 4
 _MOST_IN_HAND: Final = 64
+_ACTION: Final = {"action": "trigger"}
 
 
 def wait_seconds(attempts: int) -> float:
@@ -81,8 +82,8 @@ class Outbox:
         try:
             ready = self._ledger.due(now=now, horizon_seconds=LONGEST_WAIT_SECONDS, limit=_MOST_IN_HAND)
             next_due = self._ledger.next_due_at(now=now)
-        except Exception:  # noqa: BLE001  # the thread must outlive a ledger that cannot be read for a moment
-            _log.exception("the ledger cannot be read; trying again", extra={"action": "trigger"})
+        except Exception as error:  # noqa: BLE001  # the thread must outlive a ledger that cannot be read for a moment
+            _log.error("the ledger cannot be read (%s); trying again", type(error).__name__, extra=_ACTION)
             return now + wait_seconds(1)
         for run in ready:
             with self._changed:
@@ -95,8 +96,8 @@ class Outbox:
     def _create(self, run: PendingRun) -> None:
         try:
             self._create_and_record(run)
-        except Exception:  # noqa: BLE001  # outer edge of a pool thread: the row stays pending and is taken up again
-            _log.exception("the outcome of a run could not be written down", extra=_extra(run))
+        except Exception as error:  # noqa: BLE001  # outer edge of a pool thread: the row stays pending and is taken up again
+            _log.error("the outcome of a run could not be written down (%s)", type(error).__name__, extra=_extra(run))
             time.sleep(wait_seconds(0))
         finally:
             with self._changed:
@@ -119,7 +120,8 @@ class Outbox:
         except TriggerUnavailableError as error:
             self._postpone(run, reason=str(error))
         except Exception as error:  # noqa: BLE001  # whatever a client throws, a study is not dropped for it
-            self._postpone(run, reason=f"{type(error).__name__}: {error}")
+            # Its text may quote the request.
+            self._postpone(run, reason=f"creating the run failed with {type(error).__name__}")
         else:
             self._ledger.created(run.idempotency_key, flow_run_id=flow_run_id)
             _log.info("a run was created for flow %s", run.flow, extra={**_extra(run), "flow_run_id": flow_run_id})
@@ -135,4 +137,4 @@ class Outbox:
 
 
 def _extra(run: PendingRun) -> dict[str, str]:
-    return {"action": "trigger", "study_id": run.study_id, "flow": run.flow}
+    return {**_ACTION, "study_id": run.study_id, "flow": run.flow}

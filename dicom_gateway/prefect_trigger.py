@@ -15,8 +15,8 @@ from dicom_gateway.errors import TriggerRefusedError, TriggerUnavailableError
 from flows_engine.definition import naming
 from flows_engine.handoff.run_request import RunRequest
 
-# Answers that say "not now": time-out, too many requests, and what a starting or overloaded server gives.
-_PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
+# Answers that judge this one run. What lies behind any other, a wrong key or a proxy too, can be put right.
+_REFUSING_STATUS = {409, 413, 422}
 
 
 class PrefectTrigger:
@@ -54,9 +54,9 @@ class PrefectTrigger:
             if status == httpx.codes.NOT_FOUND:
                 self._deployment_ids.pop(name, None)  # it may have been made anew, under another id
                 raise _not_deployed(name) from None
-            if status in _PASSING_STATUS:
-                raise TriggerUnavailableError(f"Prefect answers with HTTP status {status}") from None
-            raise TriggerRefusedError(f"Prefect refuses the run with HTTP status {status}") from None
+            if status in _REFUSING_STATUS:
+                raise TriggerRefusedError(f"Prefect refuses the run with HTTP status {status}") from None
+            raise TriggerUnavailableError(f"Prefect answers with HTTP status {status}") from None
         return str(run.id)
 
     def _deployment_id(self, name: str) -> UUID:

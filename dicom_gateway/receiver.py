@@ -27,8 +27,10 @@ _VERIFICATION: Final = "1.2.840.10008.1.1"
 _MOST_ASSOCIATIONS: Final = 100
 _LISTEN_BACKLOG: Final = 512
 _LARGEST_PDU_BYTES: Final = 128 * 1024
-_SILENCE_SECONDS: Final = 60.0
-"""A peer that says nothing for so long is taken for dead. Also bounds a read that began."""
+_SILENCE_SECONDS: Final = 300.0
+"""A peer that says nothing between two messages for so long is taken for dead. A scanner may pause for minutes."""
+_UNFINISHED_PDU_SECONDS: Final = 60.0
+"""A peer that falls silent in the middle of a PDU for so long is taken for dead."""
 _NEGOTIATION_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.2
 _FAREWELL_SECONDS: Final = 1.0
@@ -124,7 +126,7 @@ class _Server(ThreadedAssociationServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection, and see to it that a peer that falls silent in the middle of a PDU frees its thread."""
         connection, address = super().get_request()
-        connection.settimeout(_SILENCE_SECONDS)
+        connection.settimeout(_UNFINISHED_PDU_SECONDS)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._connections.add(connection)

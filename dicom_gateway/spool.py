@@ -16,27 +16,31 @@ import logging
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 from uuid_utils import uuid7
 
 from dicom_gateway import durable_files
 from dicom_gateway.errors import InstanceRefusedError, SpoolFullError
 from dicom_gateway.fingerprint import FingerprintBuilder
-from dicom_gateway.grouping import GroupKey, group_key
+from dicom_gateway.grouping import Patients
 from dicom_gateway.header import Header, UnreadableError, read_file_header, read_header
 from dicom_gateway.layout import Layout
 from flows_engine.handoff.run_request import Sender
-from flows_engine.handoff.study_store import INPUT_NAME, RECORD_NAME, StudyRecord
+from flows_engine.handoff.study_store import INPUT_NAME, RECORD_NAME, Fingerprint, StudyRecord
 
 _log = logging.getLogger(__name__)
 
 _RECEPTION_NAME: Final = "reception.json"
 _SOP_INSTANCE_UID: Final = 0x00080018
+_ONE_INFLATED_AT_A_TIME: Final = threading.Lock()
+"""Bounds what all senders together can make grow in memory."""
 
 Stored = Literal["stored", "duplicate", "conflict"]
 
@@ -44,7 +48,7 @@ Stored = Literal["stored", "duplicate", "conflict"]
 class Origin(BaseModel):
     """What is known of a reception besides its instances."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     sender: Sender
     called_ae_title: str
@@ -73,10 +77,14 @@ class ReceivedInstance:
 
 @dataclass(frozen=True, kw_only=True)
 class SpooledStudy:
-    """A closed group: its folder in the spool, and the record that will travel with it."""
+    """A closed group: its folder in the spool, and the record that will travel with it.
+
+    ``problem`` says why nothing can be decided on it, and is empty otherwise.
+    """
 
     folder: Path
     record: StudyRecord
+    problem: str = ""
 
 
 class Spool:
@@ -115,7 +123,8 @@ class Reception:
         self._origin = origin
         self._layout = layout
         self._lock = threading.Lock()
-        self._groups: dict[GroupKey, _Group] = {}
+        self._patients = Patients()
+        self._groups: dict[int, _Group] = {}
         self._opened = False
         self._closed = False
         self._parts = 0
@@ -146,7 +155,7 @@ class Reception:
                 if not group.builder.instance_count:
                     shutil.rmtree(group.folder, ignore_errors=True)
             studies = tuple(
-                SpooledStudy(folder=group.folder, record=group.record(self._origin, complete=complete))
+                group.study(self._origin, complete=complete)
                 for group in self._groups.values()
                 if group.builder.instance_count
             )
@@ -156,7 +165,7 @@ class Reception:
 
     def _store(self, instance: ReceivedInstance, header: Header) -> Stored:
         self._open_on_disk()
-        group = self._group(group_key(header, sop_instance_uid=instance.sop_instance_uid))
+        group = self._group(self._patients.number(header, sop_instance_uid=instance.sop_instance_uid))
         earlier = group.paths.get(instance.sop_instance_uid, [])
         if any(_holds(path, instance) for path in earlier):
             group.duplicate_count += 1
@@ -192,12 +201,12 @@ class Reception:
         )
         self._opened = True
 
-    def _group(self, key: GroupKey) -> _Group:
-        group = self._groups.get(key)
+    def _group(self, number: int) -> _Group:
+        group = self._groups.get(number)
         if group is None:
-            folder = self._folder / str(len(self._groups))
+            folder = self._folder / str(number)
             durable_files.make_folder(folder, mode=durable_files.SHARED_FOLDER)
-            group = self._groups[key] = _Group(folder=folder)
+            group = self._groups[number] = _Group(folder=folder)
         return group
 
 
@@ -210,8 +219,13 @@ class _Group:
     conflict_count: int = 0
     size_bytes: int = 0
 
-    def record(self, origin: Origin, *, complete: bool) -> StudyRecord:
-        return StudyRecord(
+    def study(self, origin: Origin, *, complete: bool) -> SpooledStudy:
+        """Return the closed group, without a fingerprint where one cannot be built. Never raises."""
+        try:
+            fingerprint, problem = self.builder.build(), ""
+        except Exception as error:  # noqa: BLE001  # acknowledged instances are kept, whatever stands in them
+            fingerprint, problem = Fingerprint(instance_count=0, columns={}), _no_fingerprint(error)
+        record = StudyRecord(
             study_id=str(uuid7()),
             sender=origin.sender,
             called_ae_title=origin.called_ae_title,
@@ -221,8 +235,9 @@ class _Group:
             duplicate_count=self.duplicate_count,
             conflict_count=self.conflict_count,
             size_bytes=self.size_bytes,
-            fingerprint=self.builder.build(),
+            fingerprint=fingerprint,
         )
+        return SpooledStudy(folder=self.folder, record=record, problem=problem)
 
 
 def write_record(study: SpooledStudy) -> None:
@@ -242,8 +257,10 @@ def tidy(reception_folder: Path) -> None:
 
 
 def _checked_header(instance: ReceivedInstance) -> Header:
+    deflated = instance.transfer_syntax_uid == DeflatedExplicitVRLittleEndian
     try:
-        header = read_header(instance.data_set, transfer_syntax_uid=instance.transfer_syntax_uid)
+        with _ONE_INFLATED_AT_A_TIME if deflated else nullcontext():
+            header = read_header(instance.data_set, transfer_syntax_uid=instance.transfer_syntax_uid)
     except UnreadableError as error:
         raise InstanceRefusedError(f"the data set cannot be read: {error}", status=0xC000) from None
     if header.text(_SOP_INSTANCE_UID) != instance.sop_instance_uid:
@@ -268,10 +285,8 @@ def _leftovers_of(folder: Path) -> Iterator[SpooledStudy]:
         part.unlink()
     try:
         origin = Origin.model_validate_json((folder / _RECEPTION_NAME).read_bytes())
-    except FileNotFoundError:
-        return
-    except ValidationError:
-        _log.error("reception.json is damaged", extra={"action": "recover", "reception": folder.name})
+    except (FileNotFoundError, ValidationError):
+        _log.error("reception.json is damaged, or not there", extra={"action": "recover", "reception": folder.name})
         origin = _UNKNOWN_ORIGIN
     for group_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
         study = _closed(group_folder) or _rebuilt(group_folder, origin)
@@ -290,21 +305,36 @@ def _closed(folder: Path) -> SpooledStudy | None:
 
 def _rebuilt(folder: Path, origin: Origin) -> SpooledStudy | None:
     group = _Group(folder=folder)
-    for path in sorted((folder / INPUT_NAME).rglob("*.dcm")):
+    paths = sorted((folder / INPUT_NAME).rglob("*.dcm"))
+    if not paths:
+        return None
+    try:
+        _read_again(group, paths)
+    except Exception as error:  # noqa: BLE001  # one group must not keep the gateway from starting; it is kept
+        study = group.study(origin, complete=False)
+        counted = study.record.model_copy(
+            update={"instance_count": len(paths), "fingerprint": Fingerprint(instance_count=0, columns={})}
+        )
+        return SpooledStudy(folder=folder, record=counted, problem=_no_fingerprint(error))
+    return group.study(origin, complete=False)
+
+
+def _read_again(group: _Group, paths: list[Path]) -> None:
+    for path in paths:
         content = path.read_bytes()
         try:
             header = read_file_header(content)
         except UnreadableError:
             # It was acknowledged, so it is kept; only the disk itself can have damaged it since.
             _log.warning(
-                "an instance in the spool is damaged", extra={"action": "recover", "reception": folder.parent.name}
+                "an instance in the spool is damaged",
+                extra={"action": "recover", "reception": group.folder.parent.name},
             )
             header = Header(elements={}, little_endian=True)
         group.builder.add(header)
         group.size_bytes += len(content)
         group.conflict_count += "_" in path.name
-    return (
-        SpooledStudy(folder=folder, record=group.record(origin, complete=False))
-        if group.builder.instance_count
-        else None
-    )
+
+
+def _no_fingerprint(error: Exception) -> str:
+    return f"its headers cannot be searched ({type(error).__name__}); have the study sent again"

@@ -52,6 +52,8 @@ def container_spec(
         "DICOMFLOW_RUN": origin.run_id,
         "DICOMFLOW_FLOW": definition.name,
         "DICOMFLOW_VERSION": definition.version,
+        # Where NVIDIA's runtime is the default one, an image's own NVIDIA_VISIBLE_DEVICES=all would show it every GPU.
+        "NVIDIA_VISIBLE_DEVICES": ",".join(gpu_ids) or "void",
     }
     return ContainerSpec(
         name=f"dicomflow-{origin.run_id}-{step + 1}",

@@ -33,6 +33,8 @@ class StepResult(BaseModel):
     exit_code: int
     image_digest: str
     duration_seconds: float
+    started_at: float = 0.0
+    """In seconds since 1970. Tells this result from that of the same step run again; 0 where it was kept earlier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,7 @@ def run_step(
         file_count=len(found.files),
         exit_code=result.exit_code,
         image_digest=result.image_digest,
+        started_at=result.started_at,
         duration_seconds=round(result.duration_seconds, 3),
     )
 

@@ -12,11 +12,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from deployments.errors import CommandError
+
 _START_SECONDS = 10.0
 
 
-class ToolMissingError(RuntimeError):
+class ToolMissingError(CommandError):
     """A tool of DCMTK is not installed."""
+
+
+class ToolFailedError(CommandError):
+    """A tool of DCMTK did not do what it was started for."""
 
 
 def tool(name: str) -> str:
@@ -36,7 +42,7 @@ def environment() -> dict[str, str]:
 
 
 def store(files: Sequence[Path], *, port: int, called_ae_title: str) -> None:
-    """Send ``files`` in one association. Raises ``RuntimeError`` with DCMTK's words if not all were acknowledged."""
+    """Send ``files`` in one association. Raises ``ToolFailedError`` with DCMTK's words if not all were acknowledged."""
     command = [
         tool("storescu"),
         "--required",
@@ -51,7 +57,7 @@ def store(files: Sequence[Path], *, port: int, called_ae_title: str) -> None:
     ]
     sent = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)  # noqa: S603
     if sent.returncode != 0:
-        raise RuntimeError(f"storescu ended with status {sent.returncode}: {sent.stderr.strip()}")
+        raise ToolFailedError(f"storescu ended with status {sent.returncode}: {sent.stderr.strip()}")
 
 
 @contextmanager
@@ -65,7 +71,7 @@ def receiver(folder: Path, *, port: int, ae_title: str) -> Iterator[None]:
         deadline = time.monotonic() + _START_SECONDS
         while not listens(port):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"storescp does not listen on port {port}")
+                raise ToolFailedError(f"storescp does not listen on port {port}")
             time.sleep(0.05)
         yield
     finally:

@@ -15,6 +15,7 @@ from rich.console import Console
 from deployments.demo import dcmtk
 from deployments.demo.studies import data_sets, write_studies
 from deployments.demo.timeline import RunSummary, read_runs
+from deployments.errors import CommandError
 from deployments.up import Host
 from flows_engine.definition.loading import load_definition
 from flows_engine.definition.schema import Node
@@ -26,7 +27,7 @@ _AE_TITLE = "DESTINATION"
 _PATIENCE_SECONDS = 300.0
 
 
-class DemoFailedError(RuntimeError):
+class DemoFailedError(CommandError):
     """The demonstration did not end with every instance delivered. The message says what is missing."""
 
 

@@ -55,13 +55,15 @@ class FlowCatalogue:
     """The definitions of ``folder`` that are in force.
 
     A file that becomes bad leaves its last good version in force; so that this outlives a restart, last good versions
-    are kept below ``state_folder``. A file that is removed takes its definition with it. If the folder itself cannot be
-    read, everything stays as it is, over a restart too. Safe to use from several threads.
+    are kept below ``state_folder``, unless ``remember`` is False: for who only looks. A file that is removed takes its
+    definition with it. If the folder itself cannot be read, or holds no definition any more, as one whose share is not
+    mounted, everything stays as it is, over a restart too. Safe to use from several threads.
     """
 
-    def __init__(self, folder: Path, *, state_folder: Path) -> None:
+    def __init__(self, folder: Path, *, state_folder: Path, remember: bool = True) -> None:
         self._folder = folder
         self._last_good = LastGoodVersions(state_folder)
+        self._remembers = remember
         self._files: Mapping[str, _File] = {}
         self._in_force: Mapping[str, FlowDefinition] | None = None
         """By file name. None until the first look."""
@@ -83,11 +85,15 @@ class FlowCatalogue:
             if before is None:
                 before = self._remembered(warnings)
             try:
-                self._files = self._read_all()
+                files = self._read_all()
             except OSError as error:
                 problems.append(_folder_unreadable(self._folder, error))
                 in_force = dict(before)
             else:
+                self._files = files
+                if before and not files and not self._last_good.deleted:
+                    problems.append(_folder_empty(self._folder, self._last_good.file))
+                    return self._take_over(before, problems=problems, warnings=warnings)
                 in_force, conflicts = settle(
                     {name: file.definition for name, file in self._files.items()}, in_force=before
                 )
@@ -133,8 +139,7 @@ class FlowCatalogue:
                 yield
 
     def _read_all(self) -> dict[str, _File]:
-        paths = sorted(path for path in self._folder.iterdir() if _is_definition(path))
-        return {path.name: file for path in paths if (file := self._read(path)) is not None}
+        return {path.name: file for path in definition_files(self._folder) if (file := self._read(path)) is not None}
 
     def _read(self, path: Path) -> _File | None:
         try:
@@ -161,6 +166,8 @@ class FlowCatalogue:
             return {}
 
     def _remember(self, in_force: Mapping[str, FlowDefinition], warnings: list[Problem]) -> None:
+        if not self._remembers:
+            return
         try:
             self._last_good.keep(in_force)
         except OSError as error:
@@ -213,6 +220,12 @@ class LastGoodVersions:
     def __init__(self, folder: Path) -> None:
         self.file = folder / _LAST_GOOD_NAME
         self._written: bytes | None = None
+        self._seen = False
+
+    @property
+    def deleted(self) -> bool:
+        """Whether somebody has deleted what was there: so a person says that definitions are to be forgotten."""
+        return self._seen and not self.file.exists()
 
     def load(self) -> dict[str, FlowDefinition]:
         """Return what was kept; nothing if nothing ever was.
@@ -223,6 +236,7 @@ class LastGoodVersions:
             content = self.file.read_bytes()
         except FileNotFoundError:
             return {}
+        self._seen = True
         try:
             return _VERSIONS.validate_json(content)
         except ValidationError as error:
@@ -232,7 +246,7 @@ class LastGoodVersions:
         """Replace what was kept, whole or not at all. Raises ``OSError``."""
         plain = {name: definition.model_dump(mode="json") for name, definition in sorted(versions.items())}
         content = json.dumps(plain, indent=1).encode()
-        if content == self._written:
+        if content == self._written and self.file.exists():
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.file.with_suffix(f".{os.getpid()}.tmp")
@@ -242,6 +256,12 @@ class LastGoodVersions:
             os.fsync(file.fileno())
         unfinished.replace(self.file)
         self._written = content
+        self._seen = True
+
+
+def definition_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that are definitions, in alphabetical order. Raises ``OSError``."""
+    return sorted(path for path in folder.iterdir() if _is_definition(path))
 
 
 def settle(
@@ -284,6 +304,16 @@ def _folder_unreadable(folder: Path, error: OSError) -> Problem:
         field="",
         reason=f"cannot be read as the folder of flow definitions: {error.strerror}",
         hint="set FLOW_DIRECTORY to the folder that holds them; the definitions in force stay",
+    )
+
+
+def _folder_empty(folder: Path, last_good: Path) -> Problem:
+    return Problem(
+        file=folder,
+        line=None,
+        field="",
+        reason="holds no definition any more; the definitions in force stay",
+        hint=f"is a share not mounted? If it is meant, delete {last_good}",
     )
 
 

@@ -42,6 +42,11 @@ def study_tag(study_id: str) -> str:
     return f"study:{study_id}"
 
 
+def instance_tag(instance_id: str) -> str:
+    """Return the tag by which an installation knows the deployments that it made."""
+    return f"instance:{instance_id}"
+
+
 def definition_tags(*, version: str, priority: int) -> list[str]:
     """Return the tags that a deployment and its runs carry."""
     tags = [MANAGED_TAG, f"priority:{priority}"]

@@ -7,25 +7,30 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from flows_engine.output_files import open_regular
 
 _HEAD_BYTES: Final = 16 * 1024
+_LARGEST_META_BYTES: Final = 16 * 1024 * 1024
 _META_START: Final = 132
 _LONG_VRS: Final = frozenset(
     {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 )
 _UNDEFINED_LENGTH: Final = 0xFFFFFFFF
-_UID: Final = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*\Z")
+# PS3.5 9.1 allows no component to begin with 0, but devices make such UIDs, and what was received can be sent.
+_UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*\Z")
 
 _IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 _EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
 _DEFLATED: Final = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1"})
 
+_META_GROUP: Final = 0x0002
+_META_GROUP_LENGTH: Final = 0x00020000
 _MEDIA_SOP_CLASS: Final = 0x00020002
 _MEDIA_SOP_INSTANCE: Final = 0x00020003
 _TRANSFER_SYNTAX: Final = 0x00020010
+_META_UIDS: Final = frozenset({_MEDIA_SOP_CLASS, _MEDIA_SOP_INSTANCE, _TRANSFER_SYNTAX})
 _SOP_CLASS: Final = 0x00080016
 _SOP_INSTANCE: Final = 0x00080018
 
@@ -52,16 +57,13 @@ def read_head(path: Path) -> Part10Head:
     file.
     """
     with open_regular(path) as file:
-        data = file.read(_HEAD_BYTES)
-    if data[128:_META_START] != b"DICM":
-        raise NotSendableError("it is not a DICOM file")
-    meta: dict[int, str] = {}
-    offset = _META_START
-    for tag, value, offset_after in _elements(data, _META_START, explicit=True, endian="<"):
-        if tag >> 16 != 0x0002:
-            break
-        meta[tag] = _uid(value)
-        offset = offset_after
+        data = _read(file, 0, _HEAD_BYTES)
+        if data[128:_META_START] != b"DICM":
+            raise NotSendableError("it is not a DICOM file")
+        end = _meta_end(data)
+        if end is not None:
+            data += _read(file, len(data), end + _HEAD_BYTES)
+    meta, offset = _meta(data)
     transfer_syntax_uid = meta.get(_TRANSFER_SYNTAX, "")
     inner = _data_set_uids(data, offset, transfer_syntax_uid)
     return Part10Head(
@@ -70,6 +72,47 @@ def read_head(path: Path) -> Part10Head:
         transfer_syntax_uid=_checked(transfer_syntax_uid, "Transfer Syntax UID"),
         data_set_offset=offset,
     )
+
+
+def _read(file: BinaryIO, start: int, end: int) -> bytes:
+    """Return the bytes from ``start`` to ``end``, fewer only where the file ends before: one read may give less."""
+    parts: list[bytes] = []
+    while start < end and (part := file.read(end - start)):
+        parts.append(part)
+        start += len(part)
+    return b"".join(parts)
+
+
+def _meta_end(data: bytes) -> int | None:
+    """Return where the file meta information says that it ends (PS3.10 7.1, (0002,0000)); None where it does not."""
+    for tag, value, offset in _elements(data, _META_START, explicit=True, endian="<"):
+        if tag != _META_GROUP_LENGTH or len(value) != 4:
+            break
+        end = offset + int.from_bytes(value, "little")
+        if end > _LARGEST_META_BYTES:
+            raise NotSendableError(f"its file meta information is longer than {_LARGEST_META_BYTES} bytes")
+        return end
+    return None
+
+
+def _meta(data: bytes) -> tuple[dict[int, str], int]:
+    """Return the values of the file meta information, and where the data set begins.
+
+    The elements are believed, not the group length, which writers get wrong: behind the last whole one of group 0002
+    must stand something of another group.
+    """
+    meta: dict[int, str] = {}
+    offset = _META_START
+    for tag, value, offset_after in _elements(data, _META_START, explicit=True, endian="<"):
+        if tag >> 16 != _META_GROUP:
+            break
+        meta[tag] = _uid(value) if tag in _META_UIDS else ""
+        offset = offset_after
+    if len(data) < offset + 8:
+        raise NotSendableError("it has no whole data set")
+    if int.from_bytes(data[offset : offset + 2], "little") == _META_GROUP:
+        raise NotSendableError("its file meta information is incomplete")
+    return meta, offset
 
 
 def _data_set_uids(data: bytes, offset: int, transfer_syntax_uid: str) -> dict[int, str]:

@@ -10,9 +10,11 @@ import prefect
 from prefect import Flow, State, get_run_logger, runtime
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed, Failed
+from pydantic import ValidationError
 
 from flows_engine.definition.naming import FLOW_NAME, Reason
 from flows_engine.definition.schema import FlowDefinition, Node
+from flows_engine.deliver import DeliveryResult
 from flows_engine.errors import EngineError
 from flows_engine.flows.run_log import spare_foreseen_tracebacks
 from flows_engine.flows.run_state import announce
@@ -21,6 +23,7 @@ from flows_engine.handoff.site_settings import load_site_settings
 from flows_engine.run_step import StepResult
 from flows_engine.tasks.run_model import run_model
 from flows_engine.tasks.send_results import send_results
+from flows_engine.tasks.unforeseen import kind_of, unforeseen_in_one_line
 from flows_engine.wiring import site_engine
 
 
@@ -45,7 +48,7 @@ def process_study(  # noqa: PLR0917 - Prefect passes them by name
     run_id = str(runtime.flow_run.id)
     spare_foreseen_tracebacks()
     try:
-        with site_engine().claim(run_id=run_id):
+        with unforeseen_in_one_line(get_run_logger()), site_engine().claim(run_id=run_id):
             last = _run_models(definition, run_id=run_id, study_id=study_id)
             announce("Finished")
             sent = _send(definition, last, sender=sender, run_id=run_id)
@@ -57,7 +60,7 @@ def process_study(  # noqa: PLR0917 - Prefect passes them by name
 
 def _run_models(definition: FlowDefinition, *, run_id: str, study_id: str) -> StepResult:
     results = [
-        run_model.with_options(task_run_name=f"model {step + 1} ({model.docker_kwargs.image})")(
+        run_model.with_options(task_run_name=_literal(f"model {step + 1} ({model.docker_kwargs.image})"))(
             definition, step=step, run_id=run_id, study_id=study_id
         )
         for step, model in enumerate(definition.models)
@@ -67,25 +70,38 @@ def _run_models(definition: FlowDefinition, *, run_id: str, study_id: str) -> St
 
 def _send(definition: FlowDefinition, last: StepResult, *, sender: Sender, run_id: str) -> str:
     """Send to all destinations side by side: one that is down delays none of the others."""
-    back = [Node(host=sender.host, port=port, ae_title=sender.ae_title) for port in definition.return_to_sender_on_port]
-    nodes = [*definition.destinations, *back]
-    if not nodes:
+    nodes = list(definition.destinations)
+    failures: list[str] = []
+    for port in definition.return_to_sender_on_port:
+        try:
+            nodes.append(Node(host=sender.host, port=port, ae_title=sender.ae_title))
+        except ValidationError:
+            failures.append(f"nothing can be returned to port {port} of the sender: its AE title or host is unusable")
+    if not nodes and not failures:
         return "nothing to be sent"
     announce("Sending")
     delays = load_site_settings(os.environ).settings.send_retry_delays_seconds
     futures = [
         send_results.with_options(
-            task_run_name=f"send to {node.ae_title} at {node.host}:{node.port}",
+            task_run_name=_literal(f"send to {node.ae_title} at {node.host}:{node.port}"),
             retries=len(delays),
             retry_delay_seconds=list(delays),
-        ).submit(last.output_dir, node=node, number=number, run_id=run_id)
+        ).submit(last, node=node, number=number, run_id=run_id)
         for number, node in enumerate(nodes)
     ]
-    outcomes = [future.result(raise_on_failure=False) for future in futures]
-    failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-    unforeseen = [failure for failure in failures if not isinstance(failure, EngineError)]
-    if unforeseen:
-        raise unforeseen[0]
+    outcomes: list[DeliveryResult] = []
+    for future in futures:
+        try:
+            outcomes.append(future.result())
+        except EngineError as error:
+            failures.append(str(error))
+        except Exception as error:  # noqa: BLE001 - whatever ends one delivery, the others are waited for
+            failures.append(f"a delivery ended with an unforeseen {kind_of(error)}")
     if failures:
-        raise EngineError("; ".join(map(str, failures)))
+        raise EngineError("; ".join(failures))
     return ", ".join(f"{outcome.file_count} instances delivered to {outcome.destination}" for outcome in outcomes)
+
+
+def _literal(name: str) -> str:
+    """Return ``name`` as Prefect shows it unchanged: it takes the name of a task run as a format string."""
+    return name.replace("{", "{{").replace("}", "}}")

@@ -128,7 +128,11 @@ class SiteSettings(BaseModel):
     """What is one study to match: everything that one association sends of one patient."""
     incomplete: Literal["hold", "process"] = "hold"
     """What becomes of a study whose association did not end by a release."""
-    send_retry_delays_seconds: Annotated[tuple[Seconds, ...], BeforeValidator(_words)] = (5.0, 30.0, 120.0)
+    send_retry_delays_seconds: Annotated[tuple[Seconds, ...], BeforeValidator(_words), Field(max_length=50)] = (
+        5.0,
+        30.0,
+        120.0,
+    )
     """How long to wait before each further attempt to reach a destination."""
 
     def as_environment(self) -> dict[str, str]:

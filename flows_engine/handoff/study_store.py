@@ -29,7 +29,7 @@ class TagColumn(BaseModel):
     ``values[index[i]]`` is the value list of instance ``i``; -1 means that the instance lacks the tag.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     values: tuple[tuple[str, ...], ...]
     index: tuple[int, ...]
@@ -41,16 +41,18 @@ class Fingerprint(BaseModel):
     Keys are tags as ``GGGGEEEE`` in upper-case hexadecimal. ``instance_count`` is the length of every ``index``.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     instance_count: int
     columns: dict[str, TagColumn]
+    left_out_count: int = 0
+    """How many elements of the study are in no column, since it has more distinct tags than are kept."""
 
 
 class StudyRecord(BaseModel):
     """What ``study.json`` says. It holds patient data and never leaves the disk of the site."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     study_id: str
     sender: Sender
@@ -99,7 +101,7 @@ class StudyStore:
         """Return what is known of a study; ``StudyNotFoundError`` if it is not there, or cannot be read."""
         path = self.folder(study_id) / RECORD_NAME
         try:
-            return StudyRecord.model_validate_json(path.read_bytes())
+            record = StudyRecord.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             raise StudyNotFoundError(f"study {study_id} is not in {self.root}") from None
         except ValidationError as error:
@@ -108,6 +110,9 @@ class StudyStore:
                 f"the record of study {study_id} is damaged ({error.error_count()} of its values cannot be used); "
                 f"put {path} back from a backup, or have the study sent again"
             ) from None
+        if record.study_id != study_id:
+            raise StudyNotFoundError(f"{path} is the record of another study; give its folder back the name it had")
+        return record
 
 
 StudyOutcome = Literal["received", "triggered", "no-match", "held"]

@@ -7,6 +7,7 @@ from prefect import get_run_logger, task
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.run_step import StepResult
 from flows_engine.tasks.retrying import may_pass
+from flows_engine.tasks.unforeseen import unforeseen_in_one_line
 from flows_engine.wiring import site_engine
 
 
@@ -20,4 +21,6 @@ from flows_engine.wiring import site_engine
 )
 def run_model(definition: FlowDefinition, *, step: int, run_id: str, study_id: str) -> StepResult:
     """Run model number ``step`` (counted from 0). Raises an ``EngineError``."""
-    return site_engine().run_step(definition, step=step, run_id=run_id, study_id=study_id, logger=get_run_logger())
+    logger = get_run_logger()
+    with unforeseen_in_one_line(logger):
+        return site_engine().run_step(definition, step=step, run_id=run_id, study_id=study_id, logger=logger)

@@ -6,13 +6,19 @@ from prefect import get_run_logger, task
 
 from flows_engine.definition.schema import Node
 from flows_engine.deliver import DeliveryResult
+from flows_engine.run_step import StepResult
 from flows_engine.tasks.retrying import may_pass
+from flows_engine.tasks.unforeseen import unforeseen_in_one_line
 from flows_engine.wiring import site_engine
 
 
 @task(name="send results", persist_result=True, result_serializer="json", retry_condition_fn=may_pass)
-def send_results(output_dir: str, *, node: Node, number: int, run_id: str) -> DeliveryResult:
-    """Send ``output_dir`` to ``node``, destination number ``number`` of the run. Raises an ``EngineError``."""
-    return site_engine().deliver(
-        output_dir=output_dir, node=node, number=number, run_id=run_id, logger=get_run_logger()
-    )
+def send_results(last: StepResult, *, node: Node, number: int, run_id: str) -> DeliveryResult:
+    """Send what ``last`` left to ``node``, destination number ``number`` of the run. Raises an ``EngineError``.
+
+    The whole result is a parameter, since Prefect keeps what was sent by its parameters: a model that ran again has
+    left other files in the same folder.
+    """
+    logger = get_run_logger()
+    with unforeseen_in_one_line(logger):
+        return site_engine().deliver(output_dir=last.output_dir, node=node, number=number, run_id=run_id, logger=logger)

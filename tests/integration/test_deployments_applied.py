@@ -18,13 +18,15 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
-from deployments.apply import bring_into_step, plan_changes, process_study_schema
+from deployments.apply import apply, bring_into_step, plan_changes, process_study_schema
 from deployments.deploy import deploy_definitions
 from deployments.plan import ENTRYPOINT
+from flows_engine.definition.naming import instance_tag
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.handoff.site_settings import SiteSettings
+from flows_engine.wiring import instance_id
 from tests import services
 from tests.fakes.tcp_door import TcpDoor
 from tests.services import wait_until
@@ -136,15 +138,20 @@ NAMES = ["two words", "Kopf-Hals 🩻", "頭頸部", "x" * 200, 'it\'s "A"', "a+
 
 
 def test_any_name_is_made_left_alone_changed_and_deleted(client: SyncPrefectClient):
-    bring_into_step(client, [definition(name) for name in NAMES])
+    bring_into_step(client, [definition(name) for name in NAMES], instance_id="this")
 
     assert sorted(deployed(client)) == sorted(NAMES)
-    assert plan_changes(client, [definition(name) for name in NAMES]) == ()
+    assert plan_changes(client, [definition(name) for name in NAMES], instance_id="this") == ()
 
-    changed = bring_into_step(client, [definition(name, version="2") for name in NAMES[1:]])
+    left = [definition(name, version="2") for name in NAMES[1:]]
+    changed = bring_into_step(client, left, instance_id="this")
     assert [str(change) for change in changed] == [
         *(f"update {name}: version, tags, parameters" for name in NAMES[1:]),
-        f"delete {NAMES[0]}: its definition is gone; the history of its runs stays",
+        f"pause {NAMES[0]}: its definition is gone; a later deploy deletes it, unless runs turn up",
+    ]
+    assert deployed(client)[NAMES[0]].paused
+    assert [str(change) for change in bring_into_step(client, left, instance_id="this")] == [
+        f"delete {NAMES[0]}: its definition is gone; the history of its runs stays"
     ]
     assert {found.version for found in deployed(client).values()} == {"2"}
     assert sorted(deployed(client)) == sorted(NAMES[1:])
@@ -178,6 +185,7 @@ def test_a_plan_is_printed_and_nothing_is_changed(
     assert status == 0
     assert deployed(client) == {}
     assert client.read_work_pools() == []
+    assert not site.data_dir.exists()
     assert deploy()[1] == planned
 
 
@@ -192,7 +200,7 @@ def test_what_changed_in_a_file_is_changed_and_printed(deploy, site: SiteSetting
     assert deploy() == (0, ["update a: version, tags, work_queue, parameters"], [])
     after = deployed(client)["a"]
     assert (after.id, after.version, after.work_queue_name) == (before.id, "2", "priority-3")
-    assert sorted(after.tags) == ["dicomflow", "priority:3", "version:2"]
+    assert sorted(after.tags) == ["dicomflow", instance_tag(instance_id(site.data_dir)), "priority:3", "version:2"]
 
 
 def test_what_was_changed_by_hand_is_set_right(client: SyncPrefectClient):
@@ -208,34 +216,61 @@ def test_what_was_changed_by_hand_is_set_right(client: SyncPrefectClient):
 def test_a_deployment_without_definition_is_paused_while_a_run_waits_and_then_deleted(
     deploy, site: SiteSettings, client: SyncPrefectClient
 ):
-    for name in ("busy", "idle"):
+    for name in ("busy", "idle", "kept"):
         (site.flow_directory / f"{name}.yaml").write_text(SMALLEST)
     deploy()
     run = waiting_run(client, "busy")
-    for file in site.flow_directory.iterdir():
-        file.unlink()
+    for name in ("busy", "idle"):
+        (site.flow_directory / f"{name}.yaml").unlink()
 
-    _, out, _ = deploy()
-    assert out == [
+    assert deploy()[1] == [
         "pause busy: its definition is gone; it has runs that are not over",
-        "delete idle: its definition is gone; the history of its runs stays",
+        "pause idle: its definition is gone; a later deploy deletes it, unless runs turn up",
     ]
     assert deployed(client)["busy"].paused
     assert client.read_flow_run(run.id).state_name == "Scheduled"
-    assert deploy()[1] == ["all 0 deployments are as their definitions say"]
+    assert deploy()[1] == ["delete idle: its definition is gone; the history of its runs stays"]
+    assert deploy()[1] == ["all 1 deployments are as their definitions say"]
+
+    client.set_flow_run_state(run.id, Failed(), force=True)
+    assert deploy()[1] == ["all 1 deployments are as their definitions say"]
 
     client.set_flow_run_state(run.id, Completed(), force=True)
     assert deploy()[1] == ["delete busy: its definition is gone; the history of its runs stays"]
-    assert deployed(client) == {}
+    assert list(deployed(client)) == ["kept"]
     assert client.read_flow_run(run.id).state_name == "Completed"
+
+
+def test_a_run_that_was_made_after_the_plan_keeps_its_deployment(client: SyncPrefectClient):
+    bring_into_step(client, [definition("A")], instance_id="this")
+    bring_into_step(client, [], instance_id="this")
+    (planned,) = plan_changes(client, [], instance_id="this")
+    assert planned.action == "delete"
+    run = waiting_run(client, "A")
+
+    apply(client, [planned])
+
+    assert list(deployed(client)) == ["A"]
+    assert client.read_flow_run(run.id).state_name == "Scheduled"
+
+
+def test_installations_do_not_delete_each_others_deployments(client: SyncPrefectClient):
+    bring_into_step(client, [definition("A")], instance_id="this")
+    bring_into_step(client, [definition("B")], instance_id="other")
+
+    for _ in range(2):
+        assert bring_into_step(client, [], instance_id="third") == ()
+        bring_into_step(client, [], instance_id="other")
+
+    assert list(deployed(client)) == ["A"]
 
 
 def test_a_deployment_that_is_not_ours_is_left_alone(client: SyncPrefectClient):
     flow_id = client.create_flow_from_name("somebody-elses")
     client.create_deployment(flow_id=flow_id, name="nightly", tags=["theirs"])
 
-    bring_into_step(client, [definition("A")])
-    bring_into_step(client, [])
+    for definitions in ([definition("A")], [], []):
+        bring_into_step(client, definitions, instance_id="this")
 
     assert list(deployed(client)) == ["nightly"]
 
@@ -246,19 +281,20 @@ def test_several_deploys_at_once_end_right(no_pools: None, client: SyncPrefectCl
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(bring_into_step_with_a_client_of_its_own, [wanted] * 3))
 
-    assert plan_changes(client, wanted) == ()
+    assert plan_changes(client, wanted, instance_id="this") == ()
     assert queues(client, "cpu") == queues(client, "gpu")
     assert queues(client, "cpu")[0] == "1 priority-5"
     assert queues(client, "cpu")[-2:] == ["6 priority-0", "7 default"]
 
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(bring_into_step_with_a_client_of_its_own, [[]] * 3))
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(bring_into_step_with_a_client_of_its_own, [[]] * 3))
     assert deployed(client) == {}
 
 
 def bring_into_step_with_a_client_of_its_own(definitions: list[FlowDefinition]) -> None:
     with get_client(sync_client=True) as own:
-        bring_into_step(own, definitions)
+        bring_into_step(own, definitions, instance_id="this")
 
 
 def test_a_pool_that_was_made_half_way_is_completed(client: SyncPrefectClient):
@@ -333,7 +369,7 @@ def test_the_gateway_keeps_deployments_in_step_with_the_folder_and_waits_for_pre
         (site.flow_directory / "a.yaml").write_text("version: 2\n" + SMALLEST)
         wait_until(lambda: deployed(client)["a"].version == "2", seconds=15, what="a file that was changed")
         (site.flow_directory / "b.yaml").unlink()
-        wait_until(lambda: "b" not in deployed(client), seconds=15, what="a file that was removed")
+        wait_until(lambda: "b" not in deployed(client), seconds=30, what="a file that was removed")
 
         door.shut()
         (site.flow_directory / "c.yaml").write_text(SMALLEST)

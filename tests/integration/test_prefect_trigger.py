@@ -111,7 +111,7 @@ def test_a_deployment_that_was_made_anew_is_found_again(client, trigger):
     bring_into_step(client, [definition()])
     trigger.trigger(request_for(definition()), idempotency_key="one")
     client.delete_flow_run(only_run(client).id)
-    bring_into_step(client, [])
+    client.delete_deployment(client.read_deployments()[0].id)
     bring_into_step(client, [definition()])
 
     with pytest.raises(TriggerUnavailableError, match="no deployment"):

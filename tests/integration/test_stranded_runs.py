@@ -168,7 +168,8 @@ def test_runs_of_another_pool_are_left_alone(host: Host):
     assert host[run].state_name == "Running"
 
 
-def test_several_stranded_runs_all_go_on(host: Host):
+def test_several_stranded_runs_all_go_on(host: Host, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stranded_runs, "_PAGE", 2)
     runs = [host.run(Running()) for _ in range(3)]
 
     assert host.worker_starts() == 3

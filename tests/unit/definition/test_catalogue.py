@@ -138,14 +138,15 @@ def test_the_last_good_version_outlives_a_restart_and_the_problem_is_told_again(
 
 
 def test_a_definition_that_was_removed_meanwhile_does_not_come_back_with_a_bad_file(site: Site) -> None:
+    site.write("other.yaml", text("Other"))
     site.write("a.yaml", text("A"))
     (site.folder / "a.yaml").unlink()
     site.restart().refresh()
     site.write("a.yaml", BAD)
 
-    assert site.in_force == {}
+    assert site.in_force == {"Other": "a"}
     site.restart().refresh()
-    assert site.in_force == {}
+    assert site.in_force == {"Other": "a"}
 
 
 def test_a_file_that_went_bad_while_nobody_looked_has_its_last_good_version(site: Site) -> None:
@@ -295,6 +296,7 @@ def watching(site: Site, *, look_anyway_seconds: float = 60) -> Iterator[queue.Q
 
 
 def test_a_watch_tells_of_every_change_and_ends_when_told(site: Site) -> None:
+    site.write("other.yaml", text("Other"))
     # Often enough that the moment before the watch is in place is covered as well.
     with watching(site, look_anyway_seconds=1) as changes:
         (site.folder / "a.yaml").write_text(text("A"))
@@ -352,3 +354,41 @@ def test_an_error_of_the_listener_ends_the_watch(site: Site) -> None:
     (site.folder / "a.yaml").write_text(text("A"))
     with pytest.raises(OSError, match="the listener failed"):
         site.catalogue.watch(threading.Event(), listener, look_anyway_seconds=0.1)
+
+
+def test_a_folder_that_holds_no_definition_any_more_takes_nothing(site: Site) -> None:
+    site.write("a.yaml", text("A"))
+    kept = (site.state / "last-good.json").read_bytes()
+    (site.folder / "a.yaml").unlink()
+
+    for catalogue in (site.catalogue, site.restart()):
+        change = catalogue.refresh()
+        assert change.removed == ()
+        (problem,) = change.problems
+        assert str(site.folder) in str(problem)
+        assert f"delete {site.state / 'last-good.json'}" in str(problem)
+        assert not catalogue.refresh(), "it is told once"
+        assert list(catalogue.snapshot()) == ["A"]
+    assert (site.state / "last-good.json").read_bytes() == kept
+
+    assert site.write("b.yaml", text("B")).removed == ("A",)
+
+
+def test_a_folder_is_emptied_on_purpose_by_deleting_what_is_remembered(site: Site) -> None:
+    site.write("a.yaml", text("A"))
+    site.remove("a.yaml")
+
+    (site.state / "last-good.json").unlink()
+
+    assert site.catalogue.refresh().removed == ("A",)
+    assert site.in_force == {}
+    assert not site.restart().refresh()
+
+
+def test_who_only_looks_leaves_no_trace(site: Site) -> None:
+    (site.folder / "a.yaml").write_text(text("A"))
+
+    catalogue = FlowCatalogue(site.folder, state_folder=site.state, remember=False)
+
+    assert catalogue.refresh().added == ("A",)
+    assert not site.state.exists()

@@ -125,9 +125,9 @@ def test_a_port_that_is_taken_is_named_with_its_setting(dicomflow, site):
 def test_studies_without_data_is_one_line(dicomflow, tmp_path):
     done = dicomflow("studies", DATA_DIR=str(tmp_path / "nothing"))
 
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"dicomflow: DATA_DIR: {tmp_path}/nothing/ledger.sqlite cannot be opened")
-    assert len(done.stderr.splitlines()) == 1
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"no study was received yet in {tmp_path / 'nothing'}\n"
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_studies_lists_outcomes_and_explain_says_why(dicomflow, site, ledger, store_study):
@@ -187,3 +187,44 @@ def test_an_installation_with_rabbit_is_told_so_and_goes_on(dicomflow, site):
 
     assert done.returncode == 0
     assert "RABBIT_HOSTNAME: is no longer used" in done.stderr
+
+
+def test_check_tells_of_two_files_with_one_name(dicomflow, site):
+    for name in ("a", "b"):
+        (site.flow_directory / f"{name}.yaml").write_text(f"name: Same\n{SMALLEST}")
+
+    done = dicomflow("check")
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"{site.flow_directory}/b.yaml: name: 'Same' is also that of {site.flow_directory}/a.yaml; rename one\n"
+    )
+
+
+def test_check_looks_at_the_files_that_would_be_live(dicomflow, site):
+    (site.flow_directory / ".draft.yaml").write_text("[")
+    (site.flow_directory / "folder.yaml").mkdir()
+    (site.flow_directory / "a.yaml").write_text(SMALLEST)
+
+    done = dicomflow("check")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{site.flow_directory}/a.yaml: a is well\n", "")
+
+
+def test_check_tells_of_a_folder_that_is_not_there(dicomflow, site):
+    site.flow_directory.rmdir()
+
+    done = dicomflow("check")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"dicomflow: FLOW_DIRECTORY: {site.flow_directory} cannot be read: ")
+
+
+def test_a_mistake_of_ours_shows_its_traceback(dicomflow, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("deployments.study_reports.print_studies", broken)
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        dicomflow("studies")

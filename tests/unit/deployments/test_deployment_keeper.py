@@ -22,17 +22,19 @@ class FakePrefect:
     def __init__(self) -> None:
         self.failures: list[Exception] = []
         self.steps: list[list[str]] = []
+        self.changes: list[tuple[Change, ...]] = []
         self.stepping = threading.Event()
         self.may_go_on = threading.Event()
         self.may_go_on.set()
 
-    def bring_into_step(self, _client: object, definitions: list[str]) -> tuple[Change, ...]:
+    def bring_into_step(self, _client: object, definitions: list[str], *, instance_id: str) -> tuple[Change, ...]:
+        assert instance_id == "this"
         self.stepping.set()
         assert self.may_go_on.wait(10)
         if self.failures:
             raise self.failures.pop(0)
         self.steps.append(list(definitions))
-        return (CHANGE,)
+        return self.changes.pop(0) if self.changes else (CHANGE,)
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def prefect(monkeypatch: pytest.MonkeyPatch) -> FakePrefect:
 
 @contextmanager
 def keeping(names: list[str]) -> Iterator[DeploymentKeeper]:
-    keeper = DeploymentKeeper(lambda: names)
+    keeper = DeploymentKeeper(lambda: names, instance_id="this")
     keeper.start()
     try:
         yield keeper
@@ -114,7 +116,7 @@ def test_a_change_during_a_step_is_not_lost(prefect: FakePrefect):
 def test_it_ends_at_once_while_it_waits_for_prefect(prefect: FakePrefect, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(deployment_keeper, "_FIRST_PAUSE_SECONDS", 3600.0)
     prefect.failures = [httpx.ConnectError("refused")] * 99
-    keeper = DeploymentKeeper(lambda: ["A"])
+    keeper = DeploymentKeeper(lambda: ["A"], instance_id="this")
     keeper.start()
     assert prefect.stepping.wait(5)
 
@@ -124,3 +126,13 @@ def test_it_ends_at_once_while_it_waits_for_prefect(prefect: FakePrefect, monkey
 
     assert not stopper.is_alive()
     assert prefect.steps == []
+
+
+def test_what_was_paused_is_looked_at_again_by_itself(prefect: FakePrefect, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(deployment_keeper, "_REMOVAL_SECONDS", 0.05)
+    prefect.changes = [(Change(action="pause", name="A"),), (Change(action="delete", name="A"),)]
+
+    with keeping([]):
+        wait_until(lambda: len(prefect.steps) == 2, seconds=5, what="the step that deletes")
+
+    assert prefect.changes == []

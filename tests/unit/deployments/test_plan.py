@@ -94,19 +94,51 @@ def test_a_definition_that_comes_back_unpauses_its_deployment():
     assert not update.deployment.paused
 
 
-def test_a_deployment_without_definition_is_deleted():
-    (change,) = plan([], holding(wanted()))
-
-    assert str(change) == "delete A: its definition is gone; the history of its runs stays"
+OURS = "this"
 
 
-def test_a_deployment_without_definition_is_paused_while_it_has_runs():
-    (change,) = plan([], holding(wanted(), busy=("A",)))
+def made_by(instance_id: str | None, **fields: object) -> Deployment:
+    definition = flow("A", {"Modality": "CT"})
+    return replace(desired_deployment(definition, parameter_schema=SCHEMA, instance_id=instance_id), **fields)
+
+
+def test_a_deployment_without_definition_is_paused_and_deleted_a_step_later():
+    (first,) = plan([], holding(made_by(OURS)), instance_id=OURS)
+    (second,) = plan([], holding(made_by(OURS, paused=True)), instance_id=OURS)
+
+    assert str(first) == "pause A: its definition is gone; a later deploy deletes it, unless runs turn up"
+    assert str(second) == "delete A: its definition is gone; the history of its runs stays"
+
+
+def test_a_deployment_without_definition_stays_while_it_has_runs_that_are_not_over():
+    (change,) = plan([], holding(made_by(OURS), busy=("A",)), instance_id=OURS)
 
     assert str(change) == "pause A: its definition is gone; it has runs that are not over"
-    assert plan([], holding(replace(wanted(), paused=True), busy=("A",))) == ()
-    (later,) = plan([], holding(replace(wanted(), paused=True)))
-    assert later.action == "delete"
+    assert plan([], holding(made_by(OURS, paused=True), busy=("A",)), instance_id=OURS) == ()
+
+
+def test_a_deployment_without_definition_stays_while_failed_runs_can_be_retried():
+    present = replace(holding(made_by(OURS)), with_failed_runs=frozenset({"A"}))
+    paused = replace(holding(made_by(OURS, paused=True)), with_failed_runs=frozenset({"A"}))
+
+    (change,) = plan([], present, instance_id=OURS)
+
+    assert str(change).startswith("pause A: its definition is gone; it has failed runs")
+    assert plan([], paused, instance_id=OURS) == ()
+
+
+@pytest.mark.parametrize("maker", ["other", None])
+@pytest.mark.parametrize("paused", [False, True])
+def test_what_another_installation_made_is_not_removed(maker: str | None, paused: bool):
+    assert plan([], holding(made_by(maker, paused=paused)), instance_id=OURS) == ()
+
+
+def test_a_deployment_of_no_known_maker_becomes_ours_with_its_definition():
+    (update,) = plan([made_by(OURS)], holding(made_by(None)), instance_id=OURS)
+
+    assert str(update) == "update A: tags"
+    assert update.deployment is not None
+    assert "instance:this" in update.deployment.tags
 
 
 def test_a_deployment_is_what_its_definition_says():

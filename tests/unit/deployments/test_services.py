@@ -107,3 +107,12 @@ def test_runs_are_started_by_this_interpreter():
 def test_prefect_keeps_its_own_files_in_the_data_folder_unless_the_site_says_where():
     assert planned().environment["PREFECT_HOME"] == str(DATA / "prefect")
     assert planned({"PREFECT_HOME": "/var/prefect"}).environment["PREFECT_HOME"] == "/var/prefect"
+
+
+def test_whoever_asks_a_protected_server_of_ours_has_its_credentials():
+    plan = planned({"PREFECT_SERVER_API_AUTH_STRING": "admin:secret"})
+    other = planned({"PREFECT_SERVER_API_AUTH_STRING": "admin:secret", "PREFECT_API_AUTH_STRING": "me:mine"})
+
+    assert plan.environment["PREFECT_API_AUTH_STRING"] == "admin:secret"
+    assert other.environment["PREFECT_API_AUTH_STRING"] == "me:mine"
+    assert "PREFECT_API_AUTH_STRING" not in planned().environment

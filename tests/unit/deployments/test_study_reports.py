@@ -117,3 +117,17 @@ def test_an_explanation_is_of_the_definitions_as_they_are_now(site, store_study)
 def test_a_study_that_is_not_there_is_said_so(site):
     with pytest.raises(StudyNotFoundError):
         printed(print_explanation, site, study_id="0193e4c2-7a54-7cc3-98c4-dc0c0c079999", with_values=False)
+
+
+def test_looking_leaves_no_trace(site, store_study):
+    record = store_study()
+    (site.flow_directory / "a.yaml").write_text("triggers: []\nmodels: [{docker_kwargs: {image: a}}]\n")
+
+    printed(print_explanation, site, study_id=record.study_id, with_values=False)
+
+    assert not (site.data_dir / "definitions").exists()
+
+
+def test_where_nothing_was_received_no_ledger_is_made(site):
+    assert printed(print_studies, site, limit=1) == f"no study was received yet in {site.data_dir}\n"
+    assert list(site.data_dir.iterdir()) == []

@@ -17,10 +17,11 @@ from tests.services import ROOT, wait_until
 
 
 @contextmanager
-def http_server(port: int, *, status: int) -> Iterator[str]:
+def http_server(port: int, *, status: int, authorization: str = "") -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status)
+            authorized = self.headers.get("Authorization", "") == authorization
+            self.send_response(status if authorized else 401)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
@@ -40,22 +41,22 @@ def http_server(port: int, *, status: int) -> Iterator[str]:
 @pytest.mark.parametrize(("status", "ready"), [(200, True), (204, True), (401, False), (404, False), (503, False)])
 def test_only_success_is_an_answer(status: int, ready: bool):
     with http_server(0, status=status) as address:
-        assert answers(address) is ready
+        assert answers(address, environ={}) is ready
 
 
 def test_nobody_at_the_address_is_no_answer(free_port: int):
-    assert not answers(f"http://127.0.0.1:{free_port}/api/health")
+    assert not answers(f"http://127.0.0.1:{free_port}/api/health", environ={})
 
 
 def test_a_unix_socket_answers_while_somebody_listens():
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/s"
-        assert not answers(f"unix:{path}")
+        assert not answers(f"unix:{path}", environ={})
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
             listener.listen()
-            assert answers(f"unix:{path}")
-        assert not answers(f"unix:{path}")
+            assert answers(f"unix:{path}", environ={})
+        assert not answers(f"unix:{path}", environ={})
 
 
 def test_the_command_becomes_the_process_once_the_address_answers(free_port: int, tmp_path: Path):
@@ -80,3 +81,16 @@ def test_the_command_becomes_the_process_once_the_address_answers(free_port: int
 def test_arguments_that_name_no_command_are_refused(arguments: list[str]):
     with pytest.raises(SystemExit, match="usage"):
         main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("environ", "authorization"),
+    [
+        ({"PREFECT_API_AUTH_STRING": "admin:secret"}, "Basic YWRtaW46c2VjcmV0"),
+        ({"PREFECT_API_KEY": "key"}, "Bearer key"),
+    ],
+)
+def test_a_protected_server_answers_who_has_the_credentials(environ: dict[str, str], authorization: str):
+    with http_server(0, status=200, authorization=authorization) as address:
+        assert answers(address, environ=environ)
+        assert not answers(address, environ={})

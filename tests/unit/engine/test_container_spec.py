@@ -12,14 +12,18 @@ ORIGIN = Origin(run_id="run-1", study_id="study-1", instance_id="site-1")
 FOLDERS = StepFolders(input=Path("/data/in"), output=Path("/data/out"))
 
 
-def _spec(docker_kwargs: dict[str, Any], *, step: int = 0, **model: Any) -> ContainerSpec:
+def _spec(
+    docker_kwargs: dict[str, Any], *, step: int = 0, gpu_ids: tuple[str, ...] = ("2",), **model: Any
+) -> ContainerSpec:
     first = {"docker_kwargs": {"image": "first"}}
     models = [{"docker_kwargs": {"image": "busybox", **docker_kwargs}, **model}]
     definition = FlowDefinition.model_validate(
         {"name": "Fancy", "version": "1.02", "triggers": [], "models": [first] * step + models}
     )
     static = BindMount(source=Path("/static/m"), target="/model", read_only=True)
-    return container_spec(definition, step=step, folders=FOLDERS, origin=ORIGIN, gpu_ids=["2"], static_mounts=[static])
+    return container_spec(
+        definition, step=step, folders=FOLDERS, origin=ORIGIN, gpu_ids=gpu_ids, static_mounts=[static]
+    )
 
 
 def test_input_is_read_only_output_is_not_and_static_mounts_follow() -> None:
@@ -54,7 +58,14 @@ def test_the_environment_says_what_runs_and_ours_wins() -> None:
         "DICOMFLOW_RUN": "run-1",
         "DICOMFLOW_FLOW": "Fancy",
         "DICOMFLOW_VERSION": "1.02",
+        "NVIDIA_VISIBLE_DEVICES": "2",
     }
+
+
+def test_a_model_without_a_gpu_sees_none_even_where_its_image_asks_for_all() -> None:
+    environment = _spec({}, gpu_ids=()).options["environment"]
+    assert isinstance(environment, dict)
+    assert environment["NVIDIA_VISIBLE_DEVICES"] == "void"
 
 
 def test_labels_and_name_tell_whose_container_it_is() -> None:

@@ -68,7 +68,7 @@ def test_the_meta_information_is_believed_where_the_data_set_says_nothing(tmp_pa
     assert (head.sop_class_uid, head.sop_instance_uid) == (MRImageStorage, "1.2.3")
 
 
-@pytest.mark.parametrize("uid", ["../../etc/x", "1.2.3\n", "1.2." + "3" * 61, "ü", "1..2", "01.2"])
+@pytest.mark.parametrize("uid", ["../../etc/x", "1.2.3\n", "1.2." + "3" * 61, "ü", "1..2", ".1.2"])
 def test_what_is_not_a_uid_is_not_sent_and_not_repeated(tmp_path: Path, uid: str) -> None:
     dataset = ct_slice()
     dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
@@ -95,6 +95,53 @@ def test_what_is_not_dicom_says_so(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(NotSendableError):
         read_head(tmp_path / "a")
+
+
+@pytest.mark.parametrize("private_bytes", [40_000, 500_000])
+def test_meta_information_of_any_length_is_passed_over_whole(tmp_path: Path, private_bytes: int) -> None:
+    dataset = dcmread(_save(tmp_path / "a.dcm"))
+    dataset.file_meta.PrivateInformationCreatorUID = "1.2.3"
+    dataset.file_meta.PrivateInformation = b"p" * private_bytes
+    dataset.save_as(tmp_path / "b.dcm", enforce_file_format=True)
+    head = read_head(tmp_path / "b.dcm")
+    written = dcmread(tmp_path / "b.dcm").file_meta
+    assert head.data_set_offset == 132 + 12 + written.FileMetaInformationGroupLength > private_bytes
+    assert head.sop_instance_uid == dataset.SOPInstanceUID
+
+
+@pytest.mark.parametrize("cut_at", [300, 20_000])
+def test_meta_information_that_does_not_end_is_not_sent(tmp_path: Path, cut_at: int) -> None:
+    dataset = dcmread(_save(tmp_path / "a.dcm"))
+    dataset.file_meta.PrivateInformationCreatorUID = "1.2.3"
+    dataset.file_meta.PrivateInformation = b"p" * 40_000
+    dataset.save_as(tmp_path / "b.dcm", enforce_file_format=True)
+    (tmp_path / "c.dcm").write_bytes((tmp_path / "b.dcm").read_bytes()[:cut_at])
+    with pytest.raises(NotSendableError, match="incomplete"):
+        read_head(tmp_path / "c.dcm")
+
+
+def test_meta_information_without_its_length_is_not_cut_where_our_reading_ends(tmp_path: Path) -> None:
+    raw = _save(tmp_path / "a.dcm").read_bytes()
+    end = read_head(tmp_path / "a.dcm").data_set_offset
+    private = b"\x02\x00\x02\x01OB\x00\x00" + (40_000).to_bytes(4, "little") + b"p" * 40_000
+    (tmp_path / "b.dcm").write_bytes(raw[:132] + raw[144:end] + private + raw[end:])
+    with pytest.raises(NotSendableError, match="incomplete"):
+        read_head(tmp_path / "b.dcm")
+
+
+def test_a_meta_group_length_that_promises_too_much_is_not_read(tmp_path: Path) -> None:
+    raw = _save(tmp_path / "a.dcm").read_bytes()
+    (tmp_path / "b.dcm").write_bytes(raw[:140] + b"\xff\xff\xff\xff" + raw[144:])
+    with pytest.raises(NotSendableError, match="longer than"):
+        read_head(tmp_path / "b.dcm")
+
+
+def test_a_uid_that_the_gateway_takes_is_sent(tmp_path: Path) -> None:
+    raw = _save(tmp_path / "a.dcm").read_bytes()
+    uid = str(dcmread(tmp_path / "a.dcm").SOPInstanceUID)
+    lenient = ("1.02.3." + "4" * 64)[: len(uid)]
+    (tmp_path / "b.dcm").write_bytes(raw.replace(uid.encode(), lenient.encode()))
+    assert read_head(tmp_path / "b.dcm").sop_instance_uid == lenient
 
 
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:

@@ -33,5 +33,10 @@ def test_only_what_nobody_foresaw_keeps_its_traceback(logger: logging.Logger, ca
     _log(logger, FailedRun("returned"))
     _log(logger, DestinationUnavailableError("down"))
     _log(logger, ValueError("unforeseen"))
+    _log(logger, PermissionError(13, "Permission denied", "/studies/DOE^JANE"))
     told = {record.getMessage(): bool(record.exc_info) for record in caplog.records}
-    assert told == {"it failed: down": False, "it failed: unforeseen": True}
+    assert told == {
+        "it failed: down": False,
+        "it failed: unforeseen": True,
+        "unforeseen PermissionError (errno 13)": False,
+    }

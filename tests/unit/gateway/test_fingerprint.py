@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicom_gateway.fingerprint import FingerprintBuilder
-from dicom_gateway.header import read_header
+from dicom_gateway.fingerprint import MOST_TAGS, FingerprintBuilder
+from dicom_gateway.header import Element, Header, read_header
 from tests.fakes.instances import ct, encoded
 
 
@@ -55,3 +55,27 @@ def test_the_transfer_syntax_can_be_matched():
 
 def test_an_empty_study_has_no_columns():
     assert FingerprintBuilder().build().columns == {}
+
+
+def header_of(tags):
+    return Header(elements={tag: Element("LO", b"x") for tag in tags}, little_endian=True)
+
+
+def test_standard_tags_take_the_place_of_private_ones_and_what_is_left_out_is_counted():
+    builder = FingerprintBuilder()
+    private = range(0x00111000, 0x00111000 + MOST_TAGS + 50)
+    builder.add(header_of(private))
+    builder.add(header_of([0x00080060, 0x00100020, private[0]]))
+    fingerprint = builder.build()
+    assert len(fingerprint.columns) == MOST_TAGS
+    assert fingerprint.columns["00080060"].index == (-1, 0)
+    assert fingerprint.columns["00100020"].index == (-1, 0)
+    assert fingerprint.columns["00111000"].index == (0, 0)
+    assert fingerprint.left_out_count == 52
+
+
+def test_standard_tags_are_bounded_too():
+    builder = FingerprintBuilder()
+    builder.add(header_of(range(0x00080000, 0x00080000 + MOST_TAGS + 1)))
+    assert len(builder.build().columns) == MOST_TAGS
+    assert builder.build().left_out_count == 1

@@ -18,9 +18,11 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from dicom_gateway import header as header_module
 from dicom_gateway.header import (
     DEEPEST_SEQUENCE,
     LONGEST_VALUE_BYTES,
+    MOST_ELEMENTS,
     Element,
     UnreadableError,
     decode,
@@ -180,3 +182,39 @@ def test_a_file_of_the_spool_reads_as_the_object_did():
 def test_what_is_no_dicom_file_is_refused(content):
     with pytest.raises(UnreadableError):
         read_file_header(content)
+
+
+def test_what_grows_beyond_the_bound_when_inflated_is_refused(monkeypatch):
+    monkeypatch.setattr(header_module, "HARMLESS_INFLATED_BYTES", 10_000)
+    private = struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"OW", 0, 5_000_000) + b"\0" * 5_000_000
+    deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    bomb = deflater.compress(private) + deflater.flush()
+    with pytest.raises(UnreadableError, match="grows too large"):
+        read_header(bomb, transfer_syntax_uid=DeflatedExplicitVRLittleEndian)
+
+
+def test_empty_private_elements_are_passed_over():
+    content = struct.pack("<HH2sH", 0x0011, 0x1000, b"LO", 0) + struct.pack("<HH2sH2s", 0x0011, 0x1001, b"LO", 2, b"ab")
+    header = read_header(content, transfer_syntax_uid=ExplicitVRLittleEndian)
+    assert header.values(0x00111000) is None
+    assert header.values(0x00111001) == ("ab",)
+
+
+def test_an_instance_of_countless_elements_keeps_a_bounded_number():
+    content = b"".join(
+        struct.pack("<HH2sH2s", 0x0010 + 2 * (number >> 16), number & 0xFFFF, b"LO", 2, b"ab")
+        for number in range(MOST_ELEMENTS + 9)
+    )
+    header = read_header(content, transfer_syntax_uid=ExplicitVRLittleEndian)
+    assert len(header.elements) == MOST_ELEMENTS
+    assert header.left_out_count == 10
+
+
+def test_an_element_of_unknown_vr_is_read_as_the_dictionary_says_or_as_text():
+    explicit = struct.pack("<HH2sHL", 0x0008, 0x0060, b"UN", 0, 2) + b"CT"
+    assert read_header(explicit, transfer_syntax_uid=ExplicitVRLittleEndian).values(MODALITY) == ("CT",)
+    text = struct.pack("<HHL", 0x0011, 0x1001, 4) + b"T1\\a"
+    binary = struct.pack("<HHL", 0x0011, 0x1002, 4) + b"\x01\x02\x03\x04"
+    header = read_header(text + binary, transfer_syntax_uid=ImplicitVRLittleEndian)
+    assert header.values(0x00111001) == ("T1", "a")
+    assert header.values(0x00111002) is None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dicom_gateway import intake as intake_module
+from dicom_gateway.fingerprint import FingerprintBuilder
 from dicom_gateway.intake import Intake, decide, idempotency_key
 from dicom_gateway.layout import Layout
 from dicom_gateway.ledger import Ledger
@@ -241,7 +243,7 @@ def test_a_restart_triggers_nothing_again(world):
     assert len(world.trigger.calls) == 2
 
 
-def test_a_lost_ledger_is_filled_from_the_store(world):
+def test_a_lost_ledger_is_filled_from_the_store_and_runs_nothing_again(world):
     world.receive(ct())
     world.ledger.close()
     for path in world.folder.glob("ledger.sqlite*"):
@@ -249,7 +251,14 @@ def test_a_lost_ledger_is_filled_from_the_store(world):
     world.build()
     world.intake.start()
     wait_until(world.settled)
-    assert world.outcomes() == ["triggered"]
+    (study,) = world.ledger.studies()
+    assert study.outcome == "held"
+    assert (
+        f"the ledger did not know it, so it may have run before; `dicomflow release {study.study_id}`" in study.reason
+    )
+    assert world.trigger.calls == []
+    world.ledger.release(study.study_id)
+    wait_until(lambda: len(world.trigger.runs) == 1)
 
 
 def test_a_damaged_record_stops_nothing_else(world, caplog):
@@ -259,8 +268,69 @@ def test_a_damaged_record_stops_nothing_else(world, caplog):
     world.intake.start()
     world.receive(ct())
     wait_until(world.settled)
-    assert world.outcomes() == ["triggered"]
+    assert sorted(world.outcomes()) == ["held", "triggered"]
+    assert "is damaged" in world.ledger.study(damaged.name).reason
     assert "damaged" in caplog.text
+
+
+def test_the_record_of_another_study_is_held_and_not_entered_again(world):
+    world.receive(ct())
+    (study_id,) = world.store.study_ids()
+    copy = world.folder / "studies" / "0193e4c2-7a54-7cc3-98c4-dc0c0c07c0b1"
+    shutil.copytree(world.store.folder(study_id), copy)
+    world.restart()
+    wait_until(world.settled)
+    assert world.ledger.study(copy.name).outcome == "held"
+    assert "another study" in world.ledger.study(copy.name).reason
+    assert world.ledger.study(study_id).outcome == "triggered"
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "CANARY"), RuntimeError("CANARY")])
+def test_a_study_whose_decision_fails_is_held_and_stops_no_other(world, monkeypatch, caplog, error):
+    world.receive(ct())
+    (broken,) = world.store.study_ids()
+    world.receive(ct())
+    real = StudyStore.record
+
+    def record(store, study_id):
+        if study_id == broken:
+            raise error
+        return real(store, study_id)
+
+    monkeypatch.setattr(StudyStore, "record", record)
+    world.intake.start()
+    wait_until(world.settled)
+    assert sorted(world.outcomes()) == ["held", "triggered"]
+    reason = world.ledger.study(broken).reason
+    assert reason == f"no decision was reached ({type(error).__name__}); `dicomflow release {broken}` decides again"
+    assert "CANARY" not in caplog.text
+
+
+def test_a_study_whose_fingerprint_fails_is_kept_and_held(tmp_path, monkeypatch):
+    world = World(tmp_path, hold_incomplete=False)
+    world.intake.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(FingerprintBuilder, "build", lambda _builder: (_ for _ in ()).throw(MemoryError))
+        world.receive(ct())
+    wait_until(world.settled)
+    (study,) = world.ledger.studies()
+    assert (study.outcome, study.instance_count) == ("held", 1)
+    assert "MemoryError" in study.reason
+    assert len(list(world.store.input_folder(study.study_id).iterdir())) == 1
+    world.close()
+
+
+def test_a_group_that_cannot_be_rebuilt_is_held_and_stops_no_start(tmp_path, monkeypatch):
+    world = World(tmp_path, hold_incomplete=False)
+    world.intake.open(sender=SENDER, called_ae_title="STORESCP").store(received(ct()))
+    with monkeypatch.context() as patch:
+        patch.setattr(FingerprintBuilder, "add", lambda _builder, _header: (_ for _ in ()).throw(MemoryError))
+        world.restart()
+    wait_until(world.settled)
+    (study,) = world.ledger.studies()
+    assert (study.outcome, study.instance_count) == ("held", 1)
+    assert len(list(world.store.input_folder(study.study_id).iterdir())) == 1
+    world.close()
 
 
 def test_a_record_that_is_damaged_before_it_is_decided_on_is_held_and_stops_nothing_else(world):
@@ -305,11 +375,14 @@ def test_definitions_are_those_of_the_moment(world):
     world.intake.start()
     world.receive(ct())
     wait_until(world.settled)
-    assert world.outcomes() == ["no-match"]
+    (study,) = world.ledger.studies()
+    assert study.outcome == "held"
+    assert study.reason == f"no flow definition is in force; `dicomflow release {study.study_id}` decides again"
     world.definitions.by_name = {"A": CT_FLOW}
+    world.ledger.release(study.study_id)
     world.receive(ct())
     wait_until(lambda: len(world.ledger.studies()) == 2 and world.settled())
-    assert world.outcomes() == ["triggered", "no-match"]
+    assert world.outcomes() == ["triggered", "triggered"]
 
 
 def test_no_patient_is_named_in_a_log_or_the_ledger(world, caplog):

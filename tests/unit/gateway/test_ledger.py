@@ -114,7 +114,7 @@ def test_release_asks_again_for_what_was_refused_and_for_nothing_else(ledger, ma
     assert ledger.study(record.study_id).runs[0].flow_run_id == "run-1"
 
 
-@pytest.mark.parametrize("outcome", ["received", "no-match", "triggered", None])
+@pytest.mark.parametrize("outcome", ["received", "triggered", None])
 def test_only_a_held_study_can_be_released(ledger, make_record, outcome):
     record = make_record()
     if outcome is not None:
@@ -123,6 +123,55 @@ def test_only_a_held_study_can_be_released(ledger, make_record, outcome):
         ledger.decide(record.study_id, Decision(outcome=outcome, reason=""))
     with pytest.raises(StudyNotHeldError, match=record.study_id):
         ledger.release(record.study_id)
+
+
+def test_a_study_that_matched_nothing_can_be_decided_again(ledger, make_record):
+    record = make_record()
+    ledger.add(record)
+    ledger.decide(record.study_id, Decision(outcome="no-match", reason="none"))
+    ledger.release(record.study_id)
+    assert ledger.undecided() == ((record.study_id, True),)
+
+
+def test_a_study_is_entered_as_it_was_announced_first(ledger, make_record):
+    record = make_record()
+    ledger.announce(record.study_id, held_because="damaged")
+    ledger.announce(record.study_id)
+    assert ledger.is_announced(record.study_id)
+    assert ledger.add(record)
+    assert not ledger.is_announced(record.study_id)
+    assert (ledger.study(record.study_id).outcome, ledger.study(record.study_id).reason) == ("held", "damaged")
+
+
+def test_a_study_of_which_only_the_id_is_known_is_held(ledger, make_record):
+    study_id = make_record().study_id
+    ledger.announce(study_id)
+    assert ledger.add_unreadable(study_id, reason="its record is damaged")
+    study = ledger.study(study_id)
+    assert (study.outcome, study.reason, study.instance_count) == ("held", "its record is damaged", 0)
+
+
+def test_an_error_that_sqlite_rolled_back_itself_is_the_one_that_is_seen(ledger, make_record):
+    def fail():
+        with ledger._transaction() as connection:
+            connection.execute("ROLLBACK")
+            raise ValueError("the cause")
+
+    with pytest.raises(ValueError, match="the cause"):
+        fail()
+    assert ledger.add(make_record())
+
+
+def test_a_commit_that_fails_leaves_the_ledger_usable(ledger, make_record):
+    def fail():
+        with ledger._transaction() as connection:
+            connection.execute("PRAGMA defer_foreign_keys = ON")
+            connection.execute("INSERT INTO runs (study_id, flow, request, idempotency_key) VALUES ('x', '', '', '')")
+
+    with pytest.raises(sqlite3.IntegrityError):
+        fail()
+    assert ledger.add(make_record())
+    assert due(ledger) == ()
 
 
 def test_studies_come_newest_first(ledger, make_record):

@@ -90,7 +90,7 @@ def test_an_error_nobody_foresaw_is_tried_again(ledger, trigger, outbox, ask):
     trigger.fail_next(ValueError("boom"))
     study_id = ask("A")
     outbox.wake()
-    wait_until(lambda: ledger.study(study_id).runs[0].last_error == "ValueError: boom")
+    wait_until(lambda: ledger.study(study_id).runs[0].last_error == "creating the run failed with ValueError")
     wait_until(lambda: states(ledger, study_id) == ["created"])
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 
 import pytest
 from pynetdicom import _config
@@ -78,3 +79,16 @@ def test_pynetdicom_tells_as_much_as_it_is_asked_to(level, expected):
     finally:
         logging.getLogger("pynetdicom").setLevel(before[0])
         _config.LOG_HANDLER_LEVEL = before[1]
+
+
+def test_a_scanner_may_pause_between_messages_but_not_within_one(make_receiver):
+    receiver = make_receiver()
+    receiver.start()
+    assert receiver._server.ae.network_timeout >= 300
+    with socket.create_connection(("127.0.0.1", receiver.port), timeout=2):
+        deadline = time.monotonic() + 5
+        while not receiver._server._connections:
+            assert time.monotonic() < deadline, "the connection was not accepted"
+            time.sleep(0.005)
+        (connection,) = receiver._server._connections
+        assert connection.gettimeout() == 60

@@ -7,12 +7,13 @@ import threading
 from datetime import UTC, datetime
 
 import pytest
+from pydantic import ValidationError
 from pydicom.uid import generate_uid
 
 from dicom_gateway import durable_files
 from dicom_gateway.errors import InstanceRefusedError, SpoolFullError
 from dicom_gateway.layout import Layout
-from dicom_gateway.spool import Spool, write_record
+from dicom_gateway.spool import Origin, Spool, write_record
 from flows_engine.handoff.run_request import Sender
 from tests.fakes.instances import CANARIES, ct, received
 
@@ -259,6 +260,29 @@ def test_a_damaged_note_of_the_sender_loses_no_instance(spool, tmp_path):
     (study,) = spool.leftovers()
     assert study.record.instance_count == 1
     assert study.record.sender.ae_title == "UNKNOWN"
+
+
+def test_instances_without_a_note_of_the_sender_are_kept(spool, tmp_path):
+    open_reception(spool).store(received(ct()))
+    (next(tmp_path.iterdir()) / "reception.json").unlink()
+    (study,) = spool.leftovers()
+    assert study.record.instance_count == 1
+    assert study.record.sender.ae_title == "UNKNOWN"
+    assert not study.record.complete
+
+
+def test_two_names_under_one_dummy_id_are_two_studies(spool):
+    reception = open_reception(spool)
+    for name in ("Doe^John", "DOE^JOHN^M", "Roe^Jane"):
+        reception.store(received(ct(PatientID="ANONYMOUS", PatientName=name, PatientBirthDate="")))
+    studies = reception.close(complete=True)
+    assert sorted(study.record.instance_count for study in studies) == [1, 2]
+
+
+def test_what_is_wrong_with_a_note_of_the_sender_is_told_without_what_it_says():
+    with pytest.raises(ValidationError) as caught:
+        Origin.model_validate_json('{"sender": "CANARY"}')
+    assert "CANARY" not in str(caught.value)
 
 
 def test_a_damaged_instance_is_kept_and_counted(spool, tmp_path, caplog):

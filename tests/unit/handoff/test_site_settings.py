@@ -161,6 +161,7 @@ def test_an_unknown_name_in_the_environment_is_none_of_our_business(load: Load) 
         ("SEND_RETRY_DELAYS_SECONDS", "nan"),
         ("SEND_RETRY_DELAYS_SECONDS", "-1"),
         ("SEND_RETRY_DELAYS_SECONDS", "inf"),
+        ("SEND_RETRY_DELAYS_SECONDS", "1 " * 51),
         ("DATA_DIR", ""),
         ("FLOW_DIRECTORY", " "),
     ],
