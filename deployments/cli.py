@@ -156,7 +156,7 @@ def explain(
 
 @app.command()
 def release(study_id: str) -> None:
-    """Let a held study go on as if it were complete: it is matched again, and its flows are triggered."""
+    """Decide again on a study that is held, or matched nothing: as if it were complete, with the flows as they are."""
     from dicom_gateway.wiring import open_ledger  # noqa: PLC0415
 
     open_ledger(_settings().settings.data_dir).release(study_id)

@@ -10,6 +10,8 @@ import pydicom
 import pytest
 
 from deployments.demo.studies import data_sets
+from flows_engine.definition.naming import instance_tag
+from flows_engine.wiring import instance_id
 from tests.acceptance.site import Site, gated, receiver, shell_models
 from tests.factories import as_rle
 
@@ -114,6 +116,7 @@ def test_the_run_is_found_by_its_tags_and_waits_in_the_queue_of_its_priority(sit
         "dicomflow",
         "version:1.02",
         "priority:4",
+        instance_tag(instance_id(site.data_dir)),
         f"study:{run['parameters']['study_id']}",
     }
     assert (run["work_pool_name"], run["work_queue_name"]) == ("cpu", "priority-4")
