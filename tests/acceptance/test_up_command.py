@@ -102,7 +102,7 @@ def test_up_survives_a_power_cut_and_stops_without_a_trace(tmp_path: Path) -> No
         busy = site.command("up")
         assert busy.returncode == 1
         assert busy.stderr.count("\n") == 1
-        assert f"AE_PORT: 127.0.0.1:{site.ae_port} cannot be listened on" in busy.stderr
+        assert f"DATA_DIR: another `dicomflow up` is using {site.data_dir}" in busy.stderr
 
         site.send(site.study("Cut"))
         last = site.api.await_runs("Cut", 3)[2]["id"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,3 +80,4 @@ class _Context:
     """As much of a task run as Prefect makes a key of."""
 
     task = recipe.send_results
+    task_run = SimpleNamespace(flow_run_id="run")
