@@ -55,7 +55,7 @@ def process_study(  # noqa: PLR0917 - Prefect passes them by name
     except EngineError as error:
         get_run_logger().error("%s", error)
         return Failed(message=str(error))
-    return Completed(message=f"{len(definition.models)} models run, {sent}")
+    return Completed(message=f"{_counted(len(definition.models), 'model')} run, {sent}")
 
 
 def _run_models(definition: FlowDefinition, *, run_id: str, study_id: str) -> StepResult:
@@ -99,7 +99,13 @@ def _send(definition: FlowDefinition, last: StepResult, *, sender: Sender, run_i
             failures.append(f"a delivery ended with an unforeseen {kind_of(error)}")
     if failures:
         raise EngineError("; ".join(failures))
-    return ", ".join(f"{outcome.file_count} instances delivered to {outcome.destination}" for outcome in outcomes)
+    return ", ".join(
+        f"{_counted(outcome.file_count, 'instance')} delivered to {outcome.destination}" for outcome in outcomes
+    )
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _literal(name: str) -> str:
