@@ -11,6 +11,7 @@ from prefect.exceptions import ObjectNotFound
 from deployments.errors import CommandError
 from deployments.server_errors import told_in_one_line
 from deployments.stranded_runs import resume_stranded_runs
+from deployments.successor import finish_moves
 from flows_engine.wiring import site_engine
 
 
@@ -31,6 +32,7 @@ def serve(*, pool: str, name: str, slots: int) -> None:
             raise PoolMissingError(
                 f"Prefect has no work pool {pool!r}; `dicomflow deploy` makes the pools that the definitions ask for"
             ) from None
+        finish_moves(client, pool=pool)
         resume_stranded_runs(
             client,
             pool=pool,
