@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -21,16 +22,18 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import TERMINAL_STATES, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, ConcurrencyLimitStrategy, ConcurrencyOptions, StateType
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.client.schemas.sorting import DeploymentSort
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.utilities.callables import parameter_schema
-from prefect.workers.process import ProcessWorker
 
-from deployments.plan import Change, Deployment, PrefectContents, desired_deployment, plan
+from deployments.gone_definitions import mark_waiting_runs, unmark_runs
+from deployments.plan import Change, Deployment, PrefectContents, desired_deployment, plan, pool_changes
+from deployments.server_errors import unless_it_is_gone
+from deployments.side_by_side import side_by_side
 from flows_engine.definition import naming
 from flows_engine.definition.schema import FlowDefinition
-from flows_engine.flows.process_study import process_study
 
 _PAGE = 200
 _UNFINISHED = tuple(kind for kind in StateType if kind not in TERMINAL_STATES)
@@ -39,6 +42,9 @@ _FAILED = (StateType.FAILED, StateType.CRASHED)
 
 def process_study_schema() -> dict[str, Any]:
     """Return the schema of the flow's parameters, from which the UI builds its form."""
+    # Imports Docker and the DICOM network, which can be done while the server looks up what it holds.
+    from flows_engine.flows.process_study import process_study  # noqa: PLC0415
+
     return parameter_schema(process_study).model_dump_for_openapi()
 
 
@@ -59,38 +65,61 @@ def plan_changes(
     client: SyncPrefectClient, definitions: Iterable[FlowDefinition], *, instance_id: str | None = None
 ) -> tuple[Change, ...]:
     """Return what would have to change on the server for ``definitions``; change nothing."""
-    schema = process_study_schema()
-    desired = [
-        desired_deployment(definition, parameter_schema=schema, instance_id=instance_id) for definition in definitions
-    ]
-    contents = read_contents(client, wanted={deployment.name for deployment in desired})
+    definitions = list(definitions)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_contents, client, wanted={definition.name for definition in definitions})
+        schema = process_study_schema()
+        desired = [
+            desired_deployment(definition, parameter_schema=schema, instance_id=instance_id)
+            for definition in definitions
+        ]
+        contents = reading.result()
     return plan(desired, contents, instance_id=instance_id)
+
+
+def make_pools(client: SyncPrefectClient, pools: Iterable[str]) -> tuple[Change, ...]:
+    """Make what is missing of work pools and their queues, with their priorities, and return what that was."""
+    changes = tuple(pool_changes(pools, _queue_priorities(client)))
+    apply(client, changes)
+    return changes
 
 
 def read_contents(client: SyncPrefectClient, *, wanted: Container[str] = ()) -> PrefectContents:
     """Return what the server holds for us. Runs are looked for only where the deployment is none of ``wanted``."""
-    queues = {
+    responses = list(_deployments(client))
+    gone = [response for response in responses if response.name not in wanted]
+    return PrefectContents(
+        queue_priorities=_queue_priorities(client),
+        deployments={response.name: _as_deployment(response) for response in responses},
+        with_unfinished_runs=_with_runs(client, gone, _UNFINISHED),
+        with_failed_runs=_with_runs(client, gone, _FAILED),
+    )
+
+
+def _queue_priorities(client: SyncPrefectClient) -> dict[str, dict[str, int]]:
+    return {
         pool.name: {queue.name: queue.priority or 0 for queue in client.read_work_queues(work_pool_name=pool.name)}
         for pool in client.read_work_pools()
         if pool.name == "cpu" or pool.name.split("-")[0] == "gpu"
     }
-    responses = list(_deployments(client))
-    gone = [response for response in responses if response.name not in wanted]
-    return PrefectContents(
-        queue_priorities=queues,
-        deployments={response.name: _as_deployment(response) for response in responses},
-        with_unfinished_runs=frozenset(found.name for found in gone if _has_runs(client, found.id, _UNFINISHED)),
-        with_failed_runs=frozenset(found.name for found in gone if _has_runs(client, found.id, _FAILED)),
-    )
 
 
 def _deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
     ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[naming.MANAGED_TAG]))
     for page in count():
-        found = client.read_deployments(deployment_filter=ours, limit=_PAGE, offset=page * _PAGE)
+        found = client.read_deployments(
+            deployment_filter=ours, sort=DeploymentSort.NAME_ASC, limit=_PAGE, offset=page * _PAGE
+        )
         yield from found
         if len(found) < _PAGE:
             return
+
+
+def _with_runs(
+    client: SyncPrefectClient, deployments: Sequence[DeploymentResponse], states: Sequence[StateType]
+) -> frozenset[str]:
+    found = side_by_side(lambda deployment: _has_runs(client, deployment.id, states), deployments)
+    return frozenset(deployment.name for deployment, has in zip(deployments, found, strict=True) if has)
 
 
 def _has_runs(client: SyncPrefectClient, deployment_id: UUID, states: Sequence[StateType]) -> bool:
@@ -102,6 +131,7 @@ def _has_runs(client: SyncPrefectClient, deployment_id: UUID, states: Sequence[S
 
 
 def _as_deployment(response: DeploymentResponse) -> Deployment:
+    limit, options = response.global_concurrency_limit, response.concurrency_options
     return Deployment(
         name=response.name,
         version=response.version or "",
@@ -113,26 +143,31 @@ def _as_deployment(response: DeploymentResponse) -> Deployment:
         parameter_schema=response.parameter_openapi_schema or {},
         entrypoint=response.entrypoint or "",
         paused=response.paused,
+        concurrency_limit=None if limit is None else limit.limit,
+        collision_strategy=None if options is None else options.collision_strategy.value,
     )
 
 
 def apply(client: SyncPrefectClient, changes: Iterable[Change]) -> None:
-    """Do what ``changes`` say, in their order."""
+    """Do what ``changes`` say: pools and queues in their order, then deployments, several at a time.
+
+    Where one deployment cannot be changed, the others are, before the reason is raised.
+    """
+    changes = tuple(changes)
     for change in changes:
-        match change.action:
-            case "create pool":
-                _create_pool(client, change.name)
-            case "create queue":
-                _create_queue(client, *change.name.rsplit("/", 1))
-            case "create" | "update" if change.deployment is not None:
-                _create_deployment(client, change.deployment)
-            case "pause":
-                _pause_deployment(client, change.name)
-            case "delete":
-                _delete_deployment(client, change.name)
+        if change.action == "create pool":
+            _create_pool(client, change.name)
+        elif change.action == "create queue":
+            _create_queue(client, *change.name.rsplit("/", 1))
+    deployments = [change for change in changes if change.action in _OF_DEPLOYMENTS]
+    if deployments:
+        flow_id = client.create_flow_from_name(naming.FLOW_NAME)
+        side_by_side(lambda change: _OF_DEPLOYMENTS[change.action](client, change, flow_id), deployments)
 
 
 def _create_pool(client: SyncPrefectClient, name: str) -> None:
+    from prefect.workers.process import ProcessWorker  # noqa: PLC0415 - takes long, and is seldom needed
+
     template = ProcessWorker.get_default_base_job_template()
     # Left to itself, the process worker starts a second Python just to look for the flow's code. It is installed.
     variables = template["variables"]["properties"]
@@ -154,9 +189,24 @@ def _create_queue(client: SyncPrefectClient, pool: str, queue: str) -> None:
         return
 
 
-def _create_deployment(client: SyncPrefectClient, deployment: Deployment) -> None:
-    client.create_deployment(  # Prefect updates a deployment that is there
-        flow_id=client.create_flow_from_name(naming.FLOW_NAME),
+def _create_or_update(client: SyncPrefectClient, change: Change, flow_id: UUID) -> None:
+    if change.deployment is None:
+        return
+    if not change.comes_back:
+        _write_deployment(client, change.deployment, flow_id=flow_id)
+        return
+    # It stays paused until its runs say so, too: a step that is cut off here is taken again.
+    deployment_id = _write_deployment(client, replace(change.deployment, paused=True), flow_id=flow_id)
+    unmark_runs(client, deployment_id)
+    client.update_deployment(deployment_id, DeploymentUpdate(paused=False))
+
+
+def _write_deployment(client: SyncPrefectClient, deployment: Deployment, *, flow_id: UUID) -> UUID:
+    options = None
+    if deployment.collision_strategy is not None:
+        options = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(deployment.collision_strategy))
+    return client.create_deployment(  # Prefect updates a deployment that is there
+        flow_id=flow_id,
         name=deployment.name,
         version=deployment.version,
         description=deployment.description,
@@ -167,23 +217,40 @@ def _create_deployment(client: SyncPrefectClient, deployment: Deployment) -> Non
         parameter_openapi_schema=dict(deployment.parameter_schema),
         enforce_parameter_schema=True,
         entrypoint=deployment.entrypoint,
+        pull_steps=[],
         paused=deployment.paused,
+        concurrency_limit=deployment.concurrency_limit,
+        concurrency_options=options,
     )
 
 
-def _pause_deployment(client: SyncPrefectClient, name: str) -> None:
-    for found in _named(client, name):
-        with suppress(ObjectNotFound):
+def _pause(client: SyncPrefectClient, change: Change, _flow_id: UUID) -> None:
+    if change.deployment is None:
+        return
+    tags, description = list(change.deployment.tags), change.deployment.description
+    for found in _named(client, change.name):
+        with unless_it_is_gone():
+            # Runs made from now on take over its tags. It is paused last: a step that is cut off is taken again.
+            client.update_deployment(found.id, DeploymentUpdate(tags=tags, description=description))
+            mark_waiting_runs(client, found.id)
             client.update_deployment(found.id, DeploymentUpdate(paused=True))
 
 
-def _delete_deployment(client: SyncPrefectClient, name: str) -> None:
-    for found in _named(client, name):
+def _delete(client: SyncPrefectClient, change: Change, _flow_id: UUID) -> None:
+    for found in _named(client, change.name):
         # Prefect deletes scheduled runs with their deployment: what was triggered since the plan was made has to stay.
         if _has_runs(client, found.id, _UNFINISHED):
             continue
-        with suppress(ObjectNotFound):
+        with unless_it_is_gone():
             client.delete_deployment(found.id)
+
+
+_OF_DEPLOYMENTS: Final[dict[str, Callable[[SyncPrefectClient, Change, UUID], None]]] = {
+    "create": _create_or_update,
+    "update": _create_or_update,
+    "pause": _pause,
+    "delete": _delete,
+}
 
 
 def _named(client: SyncPrefectClient, name: str) -> list[DeploymentResponse]:
