@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -31,9 +30,9 @@ from prefect.utilities.callables import parameter_schema
 from deployments.gone_definitions import mark_waiting_runs, unmark_runs
 from deployments.plan import Change, Deployment, PrefectContents, desired_deployment, plan, pool_changes
 from deployments.server_errors import unless_it_is_gone
-from deployments.side_by_side import side_by_side
 from flows_engine.definition import naming
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.flows.process_study import process_study
 
 _PAGE = 200
 _UNFINISHED = tuple(kind for kind in StateType if kind not in TERMINAL_STATES)
@@ -42,9 +41,6 @@ _FAILED = (StateType.FAILED, StateType.CRASHED)
 
 def process_study_schema() -> dict[str, Any]:
     """Return the schema of the flow's parameters, from which the UI builds its form."""
-    # Imports Docker and the DICOM network, which can be done while the server looks up what it holds.
-    from flows_engine.flows.process_study import process_study  # noqa: PLC0415
-
     return parameter_schema(process_study).model_dump_for_openapi()
 
 
@@ -65,15 +61,11 @@ def plan_changes(
     client: SyncPrefectClient, definitions: Iterable[FlowDefinition], *, instance_id: str | None = None
 ) -> tuple[Change, ...]:
     """Return what would have to change on the server for ``definitions``; change nothing."""
-    definitions = list(definitions)
-    with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(read_contents, client, wanted={definition.name for definition in definitions})
-        schema = process_study_schema()
-        desired = [
-            desired_deployment(definition, parameter_schema=schema, instance_id=instance_id)
-            for definition in definitions
-        ]
-        contents = reading.result()
+    schema = process_study_schema()
+    desired = [
+        desired_deployment(definition, parameter_schema=schema, instance_id=instance_id) for definition in definitions
+    ]
+    contents = read_contents(client, wanted={deployment.name for deployment in desired})
     return plan(desired, contents, instance_id=instance_id)
 
 
@@ -116,10 +108,9 @@ def _deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
 
 
 def _with_runs(
-    client: SyncPrefectClient, deployments: Sequence[DeploymentResponse], states: Sequence[StateType]
+    client: SyncPrefectClient, deployments: Iterable[DeploymentResponse], states: Sequence[StateType]
 ) -> frozenset[str]:
-    found = side_by_side(lambda deployment: _has_runs(client, deployment.id, states), deployments)
-    return frozenset(deployment.name for deployment, has in zip(deployments, found, strict=True) if has)
+    return frozenset(found.name for found in deployments if _has_runs(client, found.id, states))
 
 
 def _has_runs(client: SyncPrefectClient, deployment_id: UUID, states: Sequence[StateType]) -> bool:
@@ -149,20 +140,22 @@ def _as_deployment(response: DeploymentResponse) -> Deployment:
 
 
 def apply(client: SyncPrefectClient, changes: Iterable[Change]) -> None:
-    """Do what ``changes`` say: pools and queues in their order, then deployments, several at a time.
-
-    Where one deployment cannot be changed, the others are, before the reason is raised.
-    """
-    changes = tuple(changes)
+    """Do what ``changes`` say, in their order."""
+    # One after the other: Prefect's server works on one request at a time, and several at once take as long.
+    flow_id: UUID | None = None
     for change in changes:
-        if change.action == "create pool":
-            _create_pool(client, change.name)
-        elif change.action == "create queue":
-            _create_queue(client, *change.name.rsplit("/", 1))
-    deployments = [change for change in changes if change.action in _OF_DEPLOYMENTS]
-    if deployments:
-        flow_id = client.create_flow_from_name(naming.FLOW_NAME)
-        side_by_side(lambda change: _OF_DEPLOYMENTS[change.action](client, change, flow_id), deployments)
+        match change.action:
+            case "create pool":
+                _create_pool(client, change.name)
+            case "create queue":
+                _create_queue(client, *change.name.rsplit("/", 1))
+            case "create" | "update" if change.deployment is not None:
+                flow_id = flow_id or client.create_flow_from_name(naming.FLOW_NAME)
+                _create_or_update(client, change.deployment, comes_back=change.comes_back, flow_id=flow_id)
+            case "pause" if change.deployment is not None:
+                _pause_deployment(client, change.deployment)
+            case "delete":
+                _delete_deployment(client, change.name)
 
 
 def _create_pool(client: SyncPrefectClient, name: str) -> None:
@@ -189,14 +182,12 @@ def _create_queue(client: SyncPrefectClient, pool: str, queue: str) -> None:
         return
 
 
-def _create_or_update(client: SyncPrefectClient, change: Change, flow_id: UUID) -> None:
-    if change.deployment is None:
-        return
-    if not change.comes_back:
-        _write_deployment(client, change.deployment, flow_id=flow_id)
+def _create_or_update(client: SyncPrefectClient, deployment: Deployment, *, comes_back: bool, flow_id: UUID) -> None:
+    if not comes_back:
+        _write_deployment(client, deployment, flow_id=flow_id)
         return
     # It stays paused until its runs say so, too: a step that is cut off here is taken again.
-    deployment_id = _write_deployment(client, replace(change.deployment, paused=True), flow_id=flow_id)
+    deployment_id = _write_deployment(client, replace(deployment, paused=True), flow_id=flow_id)
     unmark_runs(client, deployment_id)
     client.update_deployment(deployment_id, DeploymentUpdate(paused=False))
 
@@ -224,33 +215,23 @@ def _write_deployment(client: SyncPrefectClient, deployment: Deployment, *, flow
     )
 
 
-def _pause(client: SyncPrefectClient, change: Change, _flow_id: UUID) -> None:
-    if change.deployment is None:
-        return
-    tags, description = list(change.deployment.tags), change.deployment.description
-    for found in _named(client, change.name):
+def _pause_deployment(client: SyncPrefectClient, retired: Deployment) -> None:
+    for found in _named(client, retired.name):
         with unless_it_is_gone():
             # Runs made from now on take over its tags. It is paused last: a step that is cut off is taken again.
-            client.update_deployment(found.id, DeploymentUpdate(tags=tags, description=description))
+            telling = DeploymentUpdate(tags=list(retired.tags), description=retired.description)
+            client.update_deployment(found.id, telling)
             mark_waiting_runs(client, found.id)
             client.update_deployment(found.id, DeploymentUpdate(paused=True))
 
 
-def _delete(client: SyncPrefectClient, change: Change, _flow_id: UUID) -> None:
-    for found in _named(client, change.name):
+def _delete_deployment(client: SyncPrefectClient, name: str) -> None:
+    for found in _named(client, name):
         # Prefect deletes scheduled runs with their deployment: what was triggered since the plan was made has to stay.
         if _has_runs(client, found.id, _UNFINISHED):
             continue
         with unless_it_is_gone():
             client.delete_deployment(found.id)
-
-
-_OF_DEPLOYMENTS: Final[dict[str, Callable[[SyncPrefectClient, Change, UUID], None]]] = {
-    "create": _create_or_update,
-    "update": _create_or_update,
-    "pause": _pause,
-    "delete": _delete,
-}
 
 
 def _named(client: SyncPrefectClient, name: str) -> list[DeploymentResponse]:

@@ -22,7 +22,6 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
 from deployments.server_errors import unless_it_is_gone
-from deployments.side_by_side import side_by_side
 from flows_engine.definition.naming import GONE_TAG
 
 _PAGE: Final = 200
@@ -34,8 +33,9 @@ def mark_waiting_runs(client: SyncPrefectClient, deployment_id: UUID) -> None:
         deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
     )
-    unmarked = [run for run in _runs(client, waiting) if GONE_TAG not in run.tags]
-    side_by_side(lambda run: _retag(client, run, [*run.tags, GONE_TAG]), unmarked)
+    for run in list(_runs(client, waiting)):
+        if GONE_TAG not in run.tags:
+            _retag(client, run, [*run.tags, GONE_TAG])
 
 
 def unmark_runs(client: SyncPrefectClient, deployment_id: UUID) -> None:
@@ -43,9 +43,8 @@ def unmark_runs(client: SyncPrefectClient, deployment_id: UUID) -> None:
     marked = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]), tags=FlowRunFilterTags(all_=[GONE_TAG])
     )
-    side_by_side(
-        lambda run: _retag(client, run, [tag for tag in run.tags if tag != GONE_TAG]), list(_runs(client, marked))
-    )
+    for run in list(_runs(client, marked)):
+        _retag(client, run, [tag for tag in run.tags if tag != GONE_TAG])
 
 
 def _runs(client: SyncPrefectClient, wanted: FlowRunFilter) -> Iterator[FlowRun]:

@@ -32,6 +32,8 @@ _HEADER: Final = """\
 # What Prefect 3.8 takes for a placeholder.
 _PLACEHOLDER: Final = re.compile(r"{{(?=\s*[\w.\-\[\]$]+\s*}})")
 _FILE_SUFFIX: Final = ".py"
+# PyYAML writes them as they are, and reads them as something else.
+_RARE_LINE_ENDS: Final = frozenset("\x85\u2028\u2029")
 
 
 class NameNotForPrefectYamlError(CommandError):
@@ -109,7 +111,10 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def text(self, value: str) -> yaml.ScalarNode:
-        return self.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+        # A block that begins with a space, or ends with several lines, is written in ways that few people read right.
+        as_block = "\n" in value.strip() and value.removesuffix("\n") == value.strip()
+        style = '"' if _RARE_LINE_ENDS.intersection(value) else "|" if as_block else None
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
 _Dumper.add_representer(str, _Dumper.text)

@@ -40,7 +40,7 @@ def write_prefect_yaml(settings: SiteSettings, file: Path, *, check_only: bool) 
     except OSError as error:
         raise FileNotWrittenError(f"{file}: cannot be read and written: {error.strerror}; name another file") from None
     if not fresh and check_only:
-        typer.echo(f"{file} is out of date; run: dicomflow deploy --write", err=True)
+        typer.echo(f"{file} is out of date; run: dicomflow deploy --write {file}", err=True)
         return 1
     typer.echo(f"{file} {'is as it would be written' if fresh else 'is written'}: {len(definitions)} deployments")
     return 0
