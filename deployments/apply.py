@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from typing import Any
 from uuid import UUID
@@ -21,13 +21,15 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import TERMINAL_STATES, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, ConcurrencyLimitStrategy, ConcurrencyOptions, StateType
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.client.schemas.sorting import DeploymentSort
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.utilities.callables import parameter_schema
-from prefect.workers.process import ProcessWorker
 
-from deployments.plan import Change, Deployment, PrefectContents, desired_deployment, plan
+from deployments.gone_definitions import mark_waiting_runs, unmark_runs
+from deployments.plan import Change, Deployment, PrefectContents, desired_deployment, plan, pool_changes
+from deployments.server_errors import unless_it_is_gone
 from flows_engine.definition import naming
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.flows.process_study import process_study
@@ -67,30 +69,48 @@ def plan_changes(
     return plan(desired, contents, instance_id=instance_id)
 
 
+def make_pools(client: SyncPrefectClient, pools: Iterable[str]) -> tuple[Change, ...]:
+    """Make what is missing of work pools and their queues, with their priorities, and return what that was."""
+    changes = tuple(pool_changes(pools, _queue_priorities(client)))
+    apply(client, changes)
+    return changes
+
+
 def read_contents(client: SyncPrefectClient, *, wanted: Container[str] = ()) -> PrefectContents:
     """Return what the server holds for us. Runs are looked for only where the deployment is none of ``wanted``."""
-    queues = {
+    responses = list(_deployments(client))
+    gone = [response for response in responses if response.name not in wanted]
+    return PrefectContents(
+        queue_priorities=_queue_priorities(client),
+        deployments={response.name: _as_deployment(response) for response in responses},
+        with_unfinished_runs=_with_runs(client, gone, _UNFINISHED),
+        with_failed_runs=_with_runs(client, gone, _FAILED),
+    )
+
+
+def _queue_priorities(client: SyncPrefectClient) -> dict[str, dict[str, int]]:
+    return {
         pool.name: {queue.name: queue.priority or 0 for queue in client.read_work_queues(work_pool_name=pool.name)}
         for pool in client.read_work_pools()
         if pool.name == "cpu" or pool.name.split("-")[0] == "gpu"
     }
-    responses = list(_deployments(client))
-    gone = [response for response in responses if response.name not in wanted]
-    return PrefectContents(
-        queue_priorities=queues,
-        deployments={response.name: _as_deployment(response) for response in responses},
-        with_unfinished_runs=frozenset(found.name for found in gone if _has_runs(client, found.id, _UNFINISHED)),
-        with_failed_runs=frozenset(found.name for found in gone if _has_runs(client, found.id, _FAILED)),
-    )
 
 
 def _deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
     ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[naming.MANAGED_TAG]))
     for page in count():
-        found = client.read_deployments(deployment_filter=ours, limit=_PAGE, offset=page * _PAGE)
+        found = client.read_deployments(
+            deployment_filter=ours, sort=DeploymentSort.NAME_ASC, limit=_PAGE, offset=page * _PAGE
+        )
         yield from found
         if len(found) < _PAGE:
             return
+
+
+def _with_runs(
+    client: SyncPrefectClient, deployments: Iterable[DeploymentResponse], states: Sequence[StateType]
+) -> frozenset[str]:
+    return frozenset(found.name for found in deployments if _has_runs(client, found.id, states))
 
 
 def _has_runs(client: SyncPrefectClient, deployment_id: UUID, states: Sequence[StateType]) -> bool:
@@ -102,6 +122,7 @@ def _has_runs(client: SyncPrefectClient, deployment_id: UUID, states: Sequence[S
 
 
 def _as_deployment(response: DeploymentResponse) -> Deployment:
+    limit, options = response.global_concurrency_limit, response.concurrency_options
     return Deployment(
         name=response.name,
         version=response.version or "",
@@ -113,11 +134,15 @@ def _as_deployment(response: DeploymentResponse) -> Deployment:
         parameter_schema=response.parameter_openapi_schema or {},
         entrypoint=response.entrypoint or "",
         paused=response.paused,
+        concurrency_limit=None if limit is None else limit.limit,
+        collision_strategy=None if options is None else options.collision_strategy.value,
     )
 
 
 def apply(client: SyncPrefectClient, changes: Iterable[Change]) -> None:
     """Do what ``changes`` say, in their order."""
+    # One after the other: Prefect's server works on one request at a time, and several at once take as long.
+    flow_id: UUID | None = None
     for change in changes:
         match change.action:
             case "create pool":
@@ -125,14 +150,17 @@ def apply(client: SyncPrefectClient, changes: Iterable[Change]) -> None:
             case "create queue":
                 _create_queue(client, *change.name.rsplit("/", 1))
             case "create" | "update" if change.deployment is not None:
-                _create_deployment(client, change.deployment)
-            case "pause":
-                _pause_deployment(client, change.name)
+                flow_id = flow_id or client.create_flow_from_name(naming.FLOW_NAME)
+                _create_or_update(client, change.deployment, comes_back=change.comes_back, flow_id=flow_id)
+            case "pause" if change.deployment is not None:
+                _pause_deployment(client, change.deployment)
             case "delete":
                 _delete_deployment(client, change.name)
 
 
 def _create_pool(client: SyncPrefectClient, name: str) -> None:
+    from prefect.workers.process import ProcessWorker  # noqa: PLC0415 - takes long, and is seldom needed
+
     template = ProcessWorker.get_default_base_job_template()
     # Left to itself, the process worker starts a second Python just to look for the flow's code. It is installed.
     variables = template["variables"]["properties"]
@@ -154,9 +182,22 @@ def _create_queue(client: SyncPrefectClient, pool: str, queue: str) -> None:
         return
 
 
-def _create_deployment(client: SyncPrefectClient, deployment: Deployment) -> None:
-    client.create_deployment(  # Prefect updates a deployment that is there
-        flow_id=client.create_flow_from_name(naming.FLOW_NAME),
+def _create_or_update(client: SyncPrefectClient, deployment: Deployment, *, comes_back: bool, flow_id: UUID) -> None:
+    if not comes_back:
+        _write_deployment(client, deployment, flow_id=flow_id)
+        return
+    # It stays paused until its runs say so, too: a step that is cut off here is taken again.
+    deployment_id = _write_deployment(client, replace(deployment, paused=True), flow_id=flow_id)
+    unmark_runs(client, deployment_id)
+    client.update_deployment(deployment_id, DeploymentUpdate(paused=False))
+
+
+def _write_deployment(client: SyncPrefectClient, deployment: Deployment, *, flow_id: UUID) -> UUID:
+    options = None
+    if deployment.collision_strategy is not None:
+        options = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(deployment.collision_strategy))
+    return client.create_deployment(  # Prefect updates a deployment that is there
+        flow_id=flow_id,
         name=deployment.name,
         version=deployment.version,
         description=deployment.description,
@@ -167,13 +208,20 @@ def _create_deployment(client: SyncPrefectClient, deployment: Deployment) -> Non
         parameter_openapi_schema=dict(deployment.parameter_schema),
         enforce_parameter_schema=True,
         entrypoint=deployment.entrypoint,
+        pull_steps=[],
         paused=deployment.paused,
+        concurrency_limit=deployment.concurrency_limit,
+        concurrency_options=options,
     )
 
 
-def _pause_deployment(client: SyncPrefectClient, name: str) -> None:
-    for found in _named(client, name):
-        with suppress(ObjectNotFound):
+def _pause_deployment(client: SyncPrefectClient, retired: Deployment) -> None:
+    for found in _named(client, retired.name):
+        with unless_it_is_gone():
+            # Runs made from now on take over its tags. It is paused last: a step that is cut off is taken again.
+            telling = DeploymentUpdate(tags=list(retired.tags), description=retired.description)
+            client.update_deployment(found.id, telling)
+            mark_waiting_runs(client, found.id)
             client.update_deployment(found.id, DeploymentUpdate(paused=True))
 
 
@@ -182,7 +230,7 @@ def _delete_deployment(client: SyncPrefectClient, name: str) -> None:
         # Prefect deletes scheduled runs with their deployment: what was triggered since the plan was made has to stay.
         if _has_runs(client, found.id, _UNFINISHED):
             continue
-        with suppress(ObjectNotFound):
+        with unless_it_is_gone():
             client.delete_deployment(found.id)
 
 

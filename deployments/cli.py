@@ -83,14 +83,34 @@ def worker(
 
 @app.command()
 def deploy(
-    *, plan: Annotated[bool, typer.Option("--plan", help="Print what would change, and change nothing.")] = False
+    file: Annotated[Path | None, typer.Argument(help="With --write: the file.", show_default="prefect.yaml")] = None,
+    *,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would change, and change nothing.")] = False,
+    pools: Annotated[
+        bool,
+        typer.Option("--pools", help="Make only the work pools and their queues, which `prefect deploy` has to find."),
+    ] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write FILE for `prefect deploy --all`, and change nothing on the server.")
+    ] = False,
+    check_only: Annotated[
+        bool, typer.Option("--check", help="With --write: write nothing; exit status 1 if FILE is out of date.")
+    ] = False,
 ) -> None:
     """Make Prefect's work pools, queues and deployments what the flow definitions say."""
+    if plan + pools + write > 1:
+        raise typer.BadParameter("of --plan, --pools and --write, one can be given")
+    if not write and (file or check_only):
+        raise typer.BadParameter("FILE and --check belong to --write")
     settings = _settings().settings
-    _use_prefect()
-    from deployments.deploy import deploy_definitions  # noqa: PLC0415
+    if write:
+        from deployments.prefect_yaml_file import write_prefect_yaml  # noqa: PLC0415
 
-    raise typer.Exit(deploy_definitions(settings, dry_run=plan))
+        raise typer.Exit(write_prefect_yaml(settings, file or Path("prefect.yaml"), check_only=check_only))
+    _use_prefect()
+    from deployments.deploy import deploy_definitions, deploy_pools  # noqa: PLC0415
+
+    raise typer.Exit(deploy_pools(settings) if pools else deploy_definitions(settings, dry_run=plan))
 
 
 @app.command()

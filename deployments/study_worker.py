@@ -1,17 +1,22 @@
-"""Prefect's process worker, less two of its ways: ``python -m deployments.study_worker worker start …``.
+"""Prefect's process worker, less three of its ways: ``python -m deployments.study_worker worker start …``.
 
 A run that is retried within the second or so in which the process of its last attempt still ends comes back while it
 holds its slot. Prefect's worker (3.8) takes that for an error and stops, and with it every run that it executes.
 
 The end of a killed process is reported twice by Prefect's worker (3.8): at once, and again when the run's hooks are
 done, seconds later. A person who retries the run in between would find the retry undone by the second report.
+
+A run of a flow that has reached its ``concurrency_limit`` is offered to Prefect's server all the same, which sends it
+to the back for half a minute; many such runs keep the worker's free slots from all others. Here it waits in its place.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from prefect.cli import app
@@ -33,19 +38,53 @@ def has_ended_since(states: Sequence[State[Any]], submitted_as: UUID | None) -> 
     return any(state.is_final() for state in states[ids.index(submitted_as) + 1 :])
 
 
+_PAGE: Final = 200
+# How Prefect's server names the limit of a deployment.
+_OF_A_DEPLOYMENT: Final = "deployment:"
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Prefect remarks that there are two workers of this type
 
     class StudyWorker(ProcessWorker):
-        """Leaves a run that still holds its slot to the next poll, and reports the end of an attempt once."""
+        """Leaves a run that still holds its slot, or whose flow has reached its limit, to the next poll.
+
+        It reports the end of an attempt once.
+        """
 
         type = ProcessWorker.type
 
         async def _submit_scheduled_flow_runs(self, flow_run_response: list[WorkerFlowRunResponse]) -> list[FlowRun]:
-            ending = self.limiter.statistics().borrowers
-            return await super()._submit_scheduled_flow_runs(
-                [entry for entry in flow_run_response if entry.flow_run.id not in ending]
-            )
+            in_hand = self.limiter.statistics().borrowers
+            # Prefect's worker takes none while all of its slots are taken.
+            look = bool(flow_run_response) and self.limiter.available_tokens > 0
+            free = await self._free_slots_by_deployment() if look else {}
+            chosen = list(startable(flow_run_response, in_hand=in_hand, free_slots=free))
+            if look and not chosen and len(flow_run_response) >= _PAGE:
+                chosen = list(startable(await self._first_of_each_queue(), in_hand=in_hand, free_slots=free))
+            return await super()._submit_scheduled_flow_runs(chosen)
+
+        async def _free_slots_by_deployment(self) -> dict[UUID, int]:
+            """Return how many more runs each deployment may have, of those that have a limit."""
+            free: dict[UUID, int] = {}
+            for page in count():
+                limits = await self.client.read_global_concurrency_limits(limit=_PAGE, offset=page * _PAGE)
+                for limit in limits:
+                    if limit.active and limit.name.startswith(_OF_A_DEPLOYMENT):
+                        free[UUID(limit.name.removeprefix(_OF_A_DEPLOYMENT))] = limit.limit - limit.active_slots
+                if len(limits) < _PAGE:
+                    break
+            return free
+
+        async def _first_of_each_queue(self) -> list[WorkerFlowRunResponse]:
+            """Return what waits in each queue, where one poll tells of one queue alone, since it ends at 200 runs."""
+            pool = self._work_pool_name
+            queues = await self.client.read_work_queues(work_pool_name=pool)
+            found: list[WorkerFlowRunResponse] = []
+            for queue in sorted(queues, key=lambda queue: queue.priority or 0):
+                found += await self.client.get_scheduled_flow_runs_for_work_pool(
+                    pool, work_queue_names=[queue.name], scheduled_before=datetime.now(UTC)
+                )
+            return found
 
         async def _propose_crashed_state(
             self, flow_run: FlowRun, message: str, client: PrefectClient | None = None
@@ -56,6 +95,29 @@ with warnings.catch_warnings():
                 states = []
             if not has_ended_since(states, flow_run.state_id):
                 await super()._propose_crashed_state(flow_run, message, client=client)
+
+
+def startable(
+    waiting: Iterable[WorkerFlowRunResponse], *, in_hand: Collection[object], free_slots: Mapping[UUID, int]
+) -> Iterator[WorkerFlowRunResponse]:
+    """Yield, in their order, the runs that can be started now: not ``in_hand``, and within the limit of their flow.
+
+    A run in hand that still seems to wait has not been counted by the server yet, and will take a slot of its flow's.
+    """
+    waiting = list(waiting)
+    left = dict(free_slots)
+    for entry in waiting:
+        if entry.flow_run.id in in_hand and entry.flow_run.deployment_id in left:
+            left[entry.flow_run.deployment_id] -= 1
+    for entry in waiting:
+        deployment_id = entry.flow_run.deployment_id
+        if entry.flow_run.id in in_hand:
+            continue
+        if deployment_id in left:
+            if left[deployment_id] < 1:
+                continue
+            left[deployment_id] -= 1
+        yield entry
 
 
 if __name__ == "__main__":

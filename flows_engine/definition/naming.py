@@ -6,6 +6,8 @@ from typing import Final, Literal
 
 FLOW_NAME: Final = "process-study"
 MANAGED_TAG: Final = "dicomflow"
+GONE_TAG: Final = "definition-gone"
+"""On a deployment whose definition is gone, and on those of its runs that waited then."""
 PRIORITIES: Final = range(6)
 # On a run that is to take the place of another in another queue, and does not yet: no worker takes it.
 MOVING_TAG: Final = "moving"
