@@ -29,6 +29,7 @@ from prefect.utilities.callables import parameter_schema
 
 from deployments.gone_definitions import mark_waiting_runs, unmark_runs
 from deployments.plan import Change, Deployment, PrefectContents, desired_deployment, plan, pool_changes
+from deployments.pool_template import JOB_TEMPLATE
 from deployments.server_errors import unless_it_is_gone
 from flows_engine.definition import naming
 from flows_engine.definition.schema import FlowDefinition
@@ -161,14 +162,8 @@ def apply(client: SyncPrefectClient, changes: Iterable[Change]) -> None:
 def _create_pool(client: SyncPrefectClient, name: str) -> None:
     from prefect.workers.process import ProcessWorker  # noqa: PLC0415 - takes long, and is seldom needed
 
-    template = ProcessWorker.get_default_base_job_template()
-    # Left to itself, the process worker starts a second Python just to look for the flow's code. It is installed.
-    variables = template["variables"]["properties"]
-    variables["command"]["default"] = "python -m prefect.engine"
-    # A run outlives its worker, but not a console that breaks under its log; Prefect's API has the log.
-    variables["stream_output"]["default"] = False
     try:
-        client.create_work_pool(WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template))
+        client.create_work_pool(WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=JOB_TEMPLATE))
     except ObjectAlreadyExists:
         return  # someone else was a moment earlier
 

@@ -1,10 +1,13 @@
-"""Prefect's process worker, less three of its ways: ``python -m deployments.study_worker worker start …``.
+"""Prefect's process worker, less four of its ways: ``python -m deployments.study_worker worker start …``.
 
 A run that is retried within the second or so in which the process of its last attempt still ends comes back while it
 holds its slot. Prefect's worker (3.8) takes that for an error and stops, and with it every run that it executes.
 
 The end of a killed process is reported twice by Prefect's worker (3.8): at once, and again when the run's hooks are
 done, seconds later. A person who retries the run in between would find the retry undone by the second report.
+
+Prefect's worker asks at every poll for the first 200 runs in line, however few it could start. When a long queue waits
+for slots, handing them out twice a second leaves the server little time for anything else.
 
 A run of a flow that has reached its ``concurrency_limit`` is offered to Prefect's server all the same, which sends it
 to the back for half a minute; many such runs keep the worker's free slots from all others. Here it waits in its place.
@@ -14,17 +17,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+import httpx
 from prefect.cli import app
+from prefect.client.schemas.responses import WorkerFlowRunResponse
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.workers.process import ProcessWorker
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import FlowRun, State, WorkerFlowRunResponse
+    from prefect.client.schemas.objects import FlowRun, State
+
+_PAGE: Final = 200
+"""The longest list that Prefect's server hands out."""
+# How Prefect's server names the limit of a deployment.
+_OF_A_DEPLOYMENT: Final = "deployment:"
 
 
 def has_ended_since(states: Sequence[State[Any]], submitted_as: UUID | None) -> bool:
@@ -36,65 +47,6 @@ def has_ended_since(states: Sequence[State[Any]], submitted_as: UUID | None) -> 
     if submitted_as not in ids:
         return False
     return any(state.is_final() for state in states[ids.index(submitted_as) + 1 :])
-
-
-_PAGE: Final = 200
-# How Prefect's server names the limit of a deployment.
-_OF_A_DEPLOYMENT: Final = "deployment:"
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Prefect remarks that there are two workers of this type
-
-    class StudyWorker(ProcessWorker):
-        """Leaves a run that still holds its slot, or whose flow has reached its limit, to the next poll.
-
-        It reports the end of an attempt once.
-        """
-
-        type = ProcessWorker.type
-
-        async def _submit_scheduled_flow_runs(self, flow_run_response: list[WorkerFlowRunResponse]) -> list[FlowRun]:
-            in_hand = self.limiter.statistics().borrowers
-            # Prefect's worker takes none while all of its slots are taken.
-            look = bool(flow_run_response) and self.limiter.available_tokens > 0
-            free = await self._free_slots_by_deployment() if look else {}
-            chosen = list(startable(flow_run_response, in_hand=in_hand, free_slots=free))
-            if look and not chosen and len(flow_run_response) >= _PAGE:
-                chosen = list(startable(await self._first_of_each_queue(), in_hand=in_hand, free_slots=free))
-            return await super()._submit_scheduled_flow_runs(chosen)
-
-        async def _free_slots_by_deployment(self) -> dict[UUID, int]:
-            """Return how many more runs each deployment may have, of those that have a limit."""
-            free: dict[UUID, int] = {}
-            for page in count():
-                limits = await self.client.read_global_concurrency_limits(limit=_PAGE, offset=page * _PAGE)
-                for limit in limits:
-                    if limit.active and limit.name.startswith(_OF_A_DEPLOYMENT):
-                        free[UUID(limit.name.removeprefix(_OF_A_DEPLOYMENT))] = limit.limit - limit.active_slots
-                if len(limits) < _PAGE:
-                    break
-            return free
-
-        async def _first_of_each_queue(self) -> list[WorkerFlowRunResponse]:
-            """Return what waits in each queue, where one poll tells of one queue alone, since it ends at 200 runs."""
-            pool = self._work_pool_name
-            queues = await self.client.read_work_queues(work_pool_name=pool)
-            found: list[WorkerFlowRunResponse] = []
-            for queue in sorted(queues, key=lambda queue: queue.priority or 0):
-                found += await self.client.get_scheduled_flow_runs_for_work_pool(
-                    pool, work_queue_names=[queue.name], scheduled_before=datetime.now(UTC)
-                )
-            return found
-
-        async def _propose_crashed_state(
-            self, flow_run: FlowRun, message: str, client: PrefectClient | None = None
-        ) -> None:
-            try:
-                states = await (client or self.client).read_flow_run_states(flow_run.id)
-            except Exception:  # noqa: BLE001 - Prefect's own way knows what to do about a server that does not answer
-                states = []
-            if not has_ended_since(states, flow_run.state_id):
-                await super()._propose_crashed_state(flow_run, message, client=client)
 
 
 def startable(
@@ -118,6 +70,83 @@ def startable(
                 continue
             left[deployment_id] -= 1
         yield entry
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Prefect remarks that there are two workers of this type
+
+    class StudyWorker(ProcessWorker):
+        """Asks for no more runs than it has slots, and reports the end of an attempt once.
+
+        A run that still holds its slot, or whose flow has reached its limit, is left to the next poll.
+        """
+
+        type = ProcessWorker.type
+
+        async def _get_scheduled_flow_runs(self) -> list[WorkerFlowRunResponse]:
+            slots = self.limiter.statistics()
+            free = slots.total_tokens - slots.borrowed_tokens
+            # Runs that still hold a slot may be first in line. With none free the poll says that we are here.
+            return await self._in_line(list(self._work_queues), most=int(slots.total_tokens) if free >= 1 else 0)
+
+        async def _submit_scheduled_flow_runs(self, flow_run_response: list[WorkerFlowRunResponse]) -> list[FlowRun]:
+            in_hand = self.limiter.statistics().borrowers
+            # Prefect's worker takes none while all of its slots are taken.
+            look = bool(flow_run_response) and self.limiter.available_tokens > 0
+            free = await self._free_slots_by_deployment() if look else {}
+            chosen = list(startable(flow_run_response, in_hand=in_hand, free_slots=free))
+            if free and not chosen and len(flow_run_response) >= min(self.limiter.total_tokens, _PAGE):
+                # Those behind the first in line may be of a flow that has slots left.
+                chosen = list(startable(await self._first_of_each_queue(), in_hand=in_hand, free_slots=free))
+            return await super()._submit_scheduled_flow_runs(chosen)
+
+        async def _free_slots_by_deployment(self) -> dict[UUID, int]:
+            """Return how many more runs each deployment may have, of those that have a limit."""
+            free: dict[UUID, int] = {}
+            for page in count():
+                limits = await self.client.read_global_concurrency_limits(limit=_PAGE, offset=page * _PAGE)
+                for limit in limits:
+                    if limit.active and limit.name.startswith(_OF_A_DEPLOYMENT):
+                        free[UUID(limit.name.removeprefix(_OF_A_DEPLOYMENT))] = limit.limit - limit.active_slots
+                if len(limits) < _PAGE:
+                    break
+            return free
+
+        async def _first_of_each_queue(self) -> list[WorkerFlowRunResponse]:
+            """Return what waits in each queue, as many as the server tells of one."""
+            queues = await self.client.read_work_queues(work_pool_name=self._work_pool_name)
+            found: list[WorkerFlowRunResponse] = []
+            for queue in sorted(queues, key=lambda queue: queue.priority or 0):
+                if not self._work_queues or queue.name in self._work_queues:
+                    found += await self._in_line([queue.name], most=_PAGE)
+            return found
+
+        async def _in_line(self, queues: list[str], *, most: int) -> list[WorkerFlowRunResponse]:
+            """Return at most ``most`` of the runs that wait in ``queues``, or in all where none is named."""
+            until = datetime.now(UTC) + timedelta(seconds=int(self._prefetch_seconds))
+            body = {"work_queue_names": queues, "scheduled_before": str(until), "limit": min(most, _PAGE)}
+            try:
+                response = await self.client.request(
+                    "POST",
+                    "/work_pools/{name}/get_scheduled_flow_runs",
+                    path_params={"name": self._work_pool_name},
+                    json=body,
+                )
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code == httpx.codes.NOT_FOUND:
+                    return []  # the pool is being made
+                raise
+            return WorkerFlowRunResponse.model_validate_list(response.json())
+
+        async def _propose_crashed_state(
+            self, flow_run: FlowRun, message: str, client: PrefectClient | None = None
+        ) -> None:
+            try:
+                states = await (client or self.client).read_flow_run_states(flow_run.id)
+            except Exception:  # noqa: BLE001 - Prefect's own way knows what to do about a server that does not answer
+                states = []
+            if not has_ended_since(states, flow_run.state_id):
+                await super()._propose_crashed_state(flow_run, message, client=client)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
         lock.release()
         raise
     configure_pynetdicom_logging(settings.pynetdicom_log_level)
-    outbox = Outbox(ledger, trigger)
+    outbox = Outbox(ledger, trigger, catalogue)
     intake = Intake(
         spool=Spool(spool_root, layout=layout),
         store=StudyStore(store_root),

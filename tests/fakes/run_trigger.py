@@ -15,6 +15,10 @@ class FakeRunTrigger:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._failures: list[TriggerError | Exception] = []
+        self.away: Exception | None = None
+        """How every call ends, until it is None again."""
+        self.broken_flows: dict[str, Exception] = {}
+        """How every call for a flow ends, until the flow is taken out."""
         self.runs: dict[str, str] = {}
         self.requests: dict[str, RunRequest] = {}
         self.calls: list[str] = []
@@ -30,5 +34,7 @@ class FakeRunTrigger:
             self.calls.append(idempotency_key)
             if self._failures:
                 raise self._failures.pop(0)
+            if error := self.away or self.broken_flows.get(request.definition.name):
+                raise error
             self.requests.setdefault(idempotency_key, request)
             return self.runs.setdefault(idempotency_key, str(uuid4()))

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import anyio
 import pytest
+from prefect.client.orchestration._work_pools.client import WorkPoolAsyncClient
 from prefect.client.schemas.objects import State
 from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Pending, Running, Scheduled
 from prefect.workers.base import BaseWorker
@@ -34,6 +35,48 @@ def test_prefects_worker_still_reports_the_end_of_a_process_by_the_member_that_i
     assert ProcessWorker._propose_crashed_state is overridden
 
 
+def test_prefects_worker_still_asks_as_we_do_but_for_the_limit():
+    overridden = BaseWorker._get_scheduled_flow_runs
+
+    assert list(inspect.signature(overridden).parameters) == ["self"]
+    assert inspect.iscoroutinefunction(overridden)
+    source = inspect.getsource(overridden)
+    for argument in (
+        "get_scheduled_flow_runs_for_work_pool(",
+        "work_pool_name=self._work_pool_name",
+        "seconds=int(self._prefetch_seconds)",
+        "work_queue_names=list(self._work_queues)",
+    ):
+        assert argument in source
+    asked = inspect.getsource(WorkPoolAsyncClient.get_scheduled_flow_runs_for_work_pool)
+    assert "limit" not in asked, "Prefect's client has a limit of its own now: use it"
+
+
+@pytest.mark.parametrize(
+    ("slots", "held", "limit"), [(4, 0, 4), (4, 3, 4), (4, 4, 0), (1, 0, 1), (1000, 0, 200), (2, 1, 2)]
+)
+def test_no_more_runs_are_asked_for_than_there_are_slots_and_none_while_none_is_free(slots, held, limit):
+    asked = []
+
+    class Client:
+        async def request(self, method, path, *, path_params, json):
+            asked.append((method, path, path_params, json))
+            return SimpleNamespace(json=list)
+
+    async def poll() -> list[object]:
+        worker = StudyWorker(work_pool_name="cpu", work_queues=["priority-5"])
+        worker._client = Client()
+        worker._limiter = anyio.CapacityLimiter(slots)
+        for _ in range(held):
+            worker._limiter.acquire_on_behalf_of_nowait(uuid4())
+        return await worker._get_scheduled_flow_runs()
+
+    assert anyio.run(poll) == []
+    ((method, path, path_params, body),) = asked
+    assert (method, path.format(**path_params)) == ("POST", "/work_pools/cpu/get_scheduled_flow_runs")
+    assert (body["limit"], body["work_queue_names"]) == (limit, ["priority-5"])
+
+
 class _Server:
     """As much of Prefect's client as a poll asks: limits, queues, and what waits in each of them."""
 
@@ -47,10 +90,8 @@ class _Server:
     async def read_work_queues(self, work_pool_name: str) -> list[SimpleNamespace]:
         return [SimpleNamespace(name=name, priority=number) for number, name in enumerate(self._queues, start=1)]
 
-    async def get_scheduled_flow_runs_for_work_pool(
-        self, pool: str, *, work_queue_names: list[str], scheduled_before: object
-    ) -> list[SimpleNamespace]:
-        return self._queues[work_queue_names[0]]
+    async def in_line(self, queues: list[str], *, most: int) -> list[SimpleNamespace]:
+        return self._queues[queues[0]][:most]
 
 
 @pytest.fixture
@@ -79,6 +120,7 @@ def poll(server: _Server, *found: SimpleNamespace, in_hand: tuple[UUID, ...] = (
         worker = StudyWorker(work_pool_name="cpu")
         worker._limiter = anyio.CapacityLimiter(slots)
         worker._client = server
+        worker._in_line = getattr(server, "in_line", None)
         for run_id in in_hand:
             worker._limiter.acquire_on_behalf_of_nowait(run_id)
         await worker._submit_scheduled_flow_runs(list(found))

@@ -45,7 +45,7 @@ class World:
             spool=Spool(self.folder / "spool", layout=Layout([])),
             store=self.store,
             ledger=self.ledger,
-            outbox=Outbox(self.ledger, self.trigger),
+            outbox=Outbox(self.ledger, self.trigger, self.definitions),
             definitions=self.definitions,
             hold_incomplete=self.hold_incomplete,
             clock=lambda: datetime(2024, 5, 6, tzinfo=UTC),
