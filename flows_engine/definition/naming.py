@@ -6,6 +6,8 @@ from typing import Final, Literal
 
 FLOW_NAME: Final = "process-study"
 MANAGED_TAG: Final = "dicomflow"
+WORKER_TYPE: Final = "dicomflow"
+"""The type of our work pools, and of the workers that serve them."""
 GONE_TAG: Final = "definition-gone"
 """On a deployment whose definition is gone, and on those of its runs that waited then."""
 PRIORITIES: Final = range(6)

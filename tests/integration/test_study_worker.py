@@ -16,7 +16,7 @@ from prefect.states import AwaitingRetry
 import flows_engine.flows.process_study as recipe
 from deployments.apply import bring_into_step
 from deployments.pool_template import JOB_TEMPLATE
-from deployments.study_worker import StudyWorker
+from flows_engine.study_worker import StudyWorker
 from tests.fakes.definitions import flow
 
 pytestmark = pytest.mark.prefect
