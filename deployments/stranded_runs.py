@@ -29,7 +29,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStat
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 from flows_engine.definition.naming import FLOW_NAME
-from flows_engine.run_claim import began_here, is_claimed
+from flows_engine.handoff.run_claim import began_here, is_claimed
 
 logger = logging.getLogger(__name__)
 

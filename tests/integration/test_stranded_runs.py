@@ -18,7 +18,7 @@ from deployments import stranded_runs
 from deployments.apply import bring_into_step
 from deployments.stranded_runs import resume_stranded_runs
 from flows_engine.definition.naming import work_queue
-from flows_engine.run_claim import claim
+from flows_engine.handoff.run_claim import claim
 from tests import services
 from tests.fakes.definitions import flow
 
