@@ -40,6 +40,7 @@ def process_study(  # noqa: PLR0917 - Prefect passes them by name
     received_at: datetime,  # noqa: ARG001 - shown with the run
     definition: FlowDefinition,
     reason: Reason = "received",  # noqa: ARG001 - shown with the run
+    note: str = "",  # noqa: ARG001 - shown with the run
 ) -> State[Any]:
     """Run the models of a definition on a received study, and send what the last one leaves to every destination.
 

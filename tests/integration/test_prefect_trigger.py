@@ -81,7 +81,7 @@ def test_a_run_is_told_what_the_flow_takes_and_nothing_of_a_patient(client, trig
     assert taken["definition"] == wanted
     assert taken["sender"] == Sender(ae_title="PACS", host="10.0.0.1", port=104)
     assert taken["received_at"] == datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
-    assert set(run.parameters) == {"study_id", "study_uri", "sender", "received_at", "reason", "definition"}
+    assert set(run.parameters) == {"study_id", "study_uri", "sender", "received_at", "reason", "note", "definition"}
     assert leaked_canaries(run.model_dump_json()) == []
 
 
