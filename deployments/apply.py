@@ -27,7 +27,15 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 
-from deployments.plan import Change, Deployment, PrefectContents, desired_deployment, plan
+from deployments.plan import (
+    Change,
+    Deployment,
+    PrefectContents,
+    desired_deployment,
+    plan,
+    reprocess_deployment,
+)
+from dicom_gateway.reprocess import reprocess
 from flows_engine.definition import naming
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.flows.process_study import process_study
@@ -42,13 +50,18 @@ def process_study_schema() -> dict[str, Any]:
     return parameter_schema(process_study).model_dump_for_openapi()
 
 
+def reprocess_schema() -> dict[str, Any]:
+    """Return the schema of what can be asked for when studies are processed again."""
+    return parameter_schema(reprocess).model_dump_for_openapi()
+
+
 def bring_into_step(
     client: SyncPrefectClient, definitions: Iterable[FlowDefinition], *, instance_id: str | None = None
 ) -> tuple[Change, ...]:
     """Change on the server what has to change for ``definitions``, and return what that was.
 
     Deployments are marked as made by the installation ``instance_id``, and only such are ever removed; without one,
-    none are.
+    none are. An installation is also given the deployment by which its studies are processed again.
     """
     changes = plan_changes(client, definitions, instance_id=instance_id)
     apply(client, changes)
@@ -63,7 +76,9 @@ def plan_changes(
     desired = [
         desired_deployment(definition, parameter_schema=schema, instance_id=instance_id) for definition in definitions
     ]
-    contents = read_contents(client, wanted={deployment.name for deployment in desired})
+    if instance_id is not None:
+        desired.append(reprocess_deployment(parameter_schema=reprocess_schema(), instance_id=instance_id))
+    contents = read_contents(client, wanted={deployment.key for deployment in desired})
     return plan(desired, contents, instance_id=instance_id)
 
 
@@ -72,22 +87,28 @@ def read_contents(client: SyncPrefectClient, *, wanted: Container[str] = ()) -> 
     queues = {
         pool.name: {queue.name: queue.priority or 0 for queue in client.read_work_queues(work_pool_name=pool.name)}
         for pool in client.read_work_pools()
-        if pool.name == "cpu" or pool.name.split("-")[0] == "gpu"
+        if pool.name in {"cpu", naming.GATEWAY_POOL} or pool.name.split("-")[0] == "gpu"
     }
-    responses = list(_deployments(client))
+    responses = list(_deployments(client, naming.FLOW_NAME))
     gone = [response for response in responses if response.name not in wanted]
+    others = _deployments(client, naming.REPROCESS_FLOW_NAME)
+    deployments = [
+        *(_as_deployment(response, naming.FLOW_NAME) for response in responses),
+        *(_as_deployment(response, naming.REPROCESS_FLOW_NAME) for response in others),
+    ]
     return PrefectContents(
         queue_priorities=queues,
-        deployments={response.name: _as_deployment(response) for response in responses},
+        deployments={deployment.key: deployment for deployment in deployments},
         with_unfinished_runs=frozenset(found.name for found in gone if _has_runs(client, found.id, _UNFINISHED)),
         with_failed_runs=frozenset(found.name for found in gone if _has_runs(client, found.id, _FAILED)),
     )
 
 
-def _deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
+def _deployments(client: SyncPrefectClient, flow_name: str) -> Iterator[DeploymentResponse]:
     ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[naming.MANAGED_TAG]))
+    of_flow = FlowFilter(name=FlowFilterName(any_=[flow_name]))
     for page in count():
-        found = client.read_deployments(deployment_filter=ours, limit=_PAGE, offset=page * _PAGE)
+        found = client.read_deployments(flow_filter=of_flow, deployment_filter=ours, limit=_PAGE, offset=page * _PAGE)
         yield from found
         if len(found) < _PAGE:
             return
@@ -101,7 +122,7 @@ def _has_runs(client: SyncPrefectClient, deployment_id: UUID, states: Sequence[S
     return bool(client.read_flow_runs(flow_run_filter=runs, limit=1))
 
 
-def _as_deployment(response: DeploymentResponse) -> Deployment:
+def _as_deployment(response: DeploymentResponse, flow_name: str) -> Deployment:
     return Deployment(
         name=response.name,
         version=response.version or "",
@@ -113,6 +134,7 @@ def _as_deployment(response: DeploymentResponse) -> Deployment:
         parameter_schema=response.parameter_openapi_schema or {},
         entrypoint=response.entrypoint or "",
         paused=response.paused,
+        flow_name=flow_name,
     )
 
 
@@ -147,16 +169,14 @@ def _create_pool(client: SyncPrefectClient, name: str) -> None:
 
 def _create_queue(client: SyncPrefectClient, pool: str, queue: str) -> None:
     try:
-        client.create_work_queue(
-            queue, work_pool_name=pool, priority=naming.queue_priority(int(queue.rsplit("-", 1)[1]))
-        )
+        client.create_work_queue(queue, work_pool_name=pool, priority=naming.queues(pool)[queue])
     except ObjectAlreadyExists:
         return
 
 
 def _create_deployment(client: SyncPrefectClient, deployment: Deployment) -> None:
     client.create_deployment(  # Prefect updates a deployment that is there
-        flow_id=client.create_flow_from_name(naming.FLOW_NAME),
+        flow_id=client.create_flow_from_name(deployment.flow_name),
         name=deployment.name,
         version=deployment.version,
         description=deployment.description,

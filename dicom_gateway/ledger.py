@@ -26,6 +26,7 @@ RunState = Literal["pending", "created", "refused"]
 
 _BUSY_TIMEOUT_SECONDS: Final = 30.0
 _LONGEST_ERROR: Final = 500
+_PAGE: Final = 500
 _NOW: Final = "strftime('%Y-%m-%dT%H:%M:%f+00:00', 'now')"
 _SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS studies (
@@ -343,21 +344,25 @@ class Ledger:
         rows = self._read("SELECT * FROM studies WHERE study_id = ?", study_id)
         return self._study(rows[0]) if rows else None
 
-    def received(
-        self, *, since: datetime | None, until: datetime | None, after: str = "", limit: int
-    ) -> tuple[ReceivedStudy, ...]:
-        """Return the studies whose first instance came from ``since`` on and before ``until``, in the order in which
-        they were committed; at most ``limit``, and only those that follow the study id ``after``.
+    def received(self, *, since: datetime | None, until: datetime | None) -> Iterator[ReceivedStudy]:
+        """Yield the studies whose first instance came from ``since`` on and before ``until``, in the order in which
+        they were committed. Few are held in memory, and the ledger is free for others meanwhile.
         """
-        rows = self._read(
-            "SELECT study_id, outcome FROM studies WHERE received_at >= ? AND received_at < ? AND study_id > ? "
-            "ORDER BY study_id LIMIT ?",
-            *(*_span(since, until), after, limit),
-        )
-        return tuple(ReceivedStudy(study_id=row["study_id"], outcome=row["outcome"]) for row in rows)
+        last = ""
+        while True:
+            rows = self._read(
+                "SELECT study_id, outcome FROM studies WHERE received_at >= ? AND received_at < ? AND study_id > ? "
+                "ORDER BY study_id LIMIT ?",
+                *(*_span(since, until), last, _PAGE),
+            )
+            for row in rows:
+                yield ReceivedStudy(study_id=row["study_id"], outcome=row["outcome"])
+            if len(rows) < _PAGE:
+                return
+            last = rows[-1]["study_id"]
 
     def count_received(self, *, since: datetime | None, until: datetime | None) -> int:
-        """Return how many studies ``received`` gives in all."""
+        """Return how many studies ``received`` yields."""
         (row,) = self._read(
             "SELECT count(*) AS number FROM studies WHERE received_at >= ? AND received_at < ?", *_span(since, until)
         )

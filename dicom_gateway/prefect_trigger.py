@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 from uuid import UUID
@@ -35,17 +36,17 @@ class PrefectTrigger:
     ) -> None:
         self._client.__exit__(kind, error, trace)
 
-    def trigger(self, request: RunRequest, *, idempotency_key: str) -> str:
+    def trigger(self, request: RunRequest, *, idempotency_key: str, queue: str = "", tags: Sequence[str] = ()) -> str:
         """Create the flow run that ``request`` describes, unless it is there already, and return its id."""
         name = request.definition.name
         try:
             run = self._client.create_flow_run_from_deployment(
                 self._deployment_id(name),
-                name=f"{name} {request.study_id}",
+                name=naming.run_name(name, request.study_id),
                 parameters=request.model_dump(mode="json", exclude_none=True),
                 idempotency_key=idempotency_key,
-                tags=[naming.study_tag(request.study_id)],
-                work_queue_name=naming.work_queue(request.definition.priority),
+                tags=[naming.study_tag(request.study_id), *tags],
+                work_queue_name=queue or naming.work_queue(request.definition.priority),
             )
         except httpx.TransportError as error:
             raise TriggerUnavailableError(f"Prefect does not answer ({type(error).__name__})") from None
