@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check lint types map scripts generated bench format requirements environment dcmtk engine images clean
+.PHONY: help demo up test check lint types map scripts generated bench screenshots format requirements environment dcmtk chromium engine images clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ demo: environment dcmtk images ## Send a study through everything, with real par
 up: environment images ## Run DicomFlow on this host until Ctrl-C
 	@$(PYTHON_BIN)/dicomflow up
 
-test: environment dcmtk images ## Run all tests
+test: environment dcmtk chromium images ## Run all tests
 	@$(PYTHON_BIN)/python -m pytest
 
 check: lint types map scripts generated ## Lint, types, the map of imports, scripts, and what is generated from other files
@@ -40,10 +40,15 @@ scripts: environment
 generated: environment
 	@$(PYTHON_BIN)/python requirements/freshness.py
 	@$(PYTHON_BIN)/python -m flows_engine.definition.json_schema --check
+	@FLOW_DIRECTORY=flow_definitions $(PYTHON_BIN)/dicomflow deploy --write --check
 
 bench: environment dcmtk images ## Measure, side by side with other programs
 	@$(PYTHON_BIN)/python -m tests.benchmarks.ingest
 	@$(PYTHON_BIN)/python -m tests.benchmarks.end_to_end
+
+screenshots: environment dcmtk chromium images ## Take the pictures of docs/images anew
+	@mkdir -p docs/images
+	@SCREENSHOTS=$(CURDIR)/docs/images $(PYTHON_BIN)/python -m pytest -q tests/acceptance/test_in_the_browser.py
 
 format: environment ## Bring the code into the form that check wants
 	@$(PYTHON_BIN)/ruff check --fix .
@@ -57,6 +62,9 @@ environment: ## Make the virtual environment .venv
 
 dcmtk: ## Install DCMTK's command-line tools
 	@$(HOST)/dcmtk.sh
+
+chromium: ## Install a browser, for the tests of what a person sees
+	@$(HOST)/chromium.sh
 
 engine: environment ## See that a Docker engine answers
 	@$(HOST)/docker_engine.sh

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 from flows_engine.definition import naming
 from flows_engine.definition.schema import FlowDefinition
 
 ENTRYPOINT = "flows_engine.flows.process_study.process_study"
 REPROCESS_ENTRYPOINT = "dicom_gateway.reprocess.reprocess"
+# What Prefect does with a run beyond the limit: the run waits. The other choice would cancel it.
+WAITS_FOR_A_SLOT: Final = "ENQUEUE"
+_DIGEST_CHARACTERS: Final = 8
+_GONE: Final = (
+    "**The definition of this flow is gone.** Runs that wait are still run, and can be cancelled; those that failed "
+    "can be retried. When no run needs it any more, this deployment is deleted.\n\n"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +34,8 @@ class Deployment:
     parameter_schema: Mapping[str, Any]
     entrypoint: str = ENTRYPOINT
     paused: bool = False
+    concurrency_limit: int | None = None
+    collision_strategy: str | None = None
     flow_name: str = naming.FLOW_NAME
 
     @property
@@ -54,12 +63,15 @@ Action = Literal["create pool", "create queue", "create", "update", "pause", "de
 class Change:
     """One thing to do. ``name`` is a pool, ``pool/queue`` or the key of a deployment; ``detail`` says what or why, for
     people.
+
+    ``deployment`` is what is to be there afterwards; ``comes_back`` says that its definition was gone until now.
     """
 
     action: Action
     name: str
     detail: str = ""
     deployment: Deployment | None = None
+    comes_back: bool = False
 
     def __str__(self) -> str:
         """Return one line for people."""
@@ -69,32 +81,38 @@ class Change:
 def desired_deployment(
     definition: FlowDefinition, *, parameter_schema: Mapping[str, Any], instance_id: str | None = None
 ) -> Deployment:
-    """Return the deployment that a definition stands for, made by the installation ``instance_id``."""
+    """Return the deployment that a definition stands for, made by the installation ``instance_id``.
+
+    A definition without a version has the beginning of its digest for one: Prefect would put in a version of its own
+    choice, and another one for each way of deploying.
+    """
     tags = naming.definition_tags(version=definition.version, priority=definition.priority)
     if instance_id is not None:
         tags.append(naming.instance_tag(instance_id))
     return Deployment(
         name=definition.name,
-        version=definition.version,
+        version=definition.version or definition.digest[:_DIGEST_CHARACTERS],
         description=description(definition),
         tags=tuple(tags),
         work_pool=definition.work_pool,
         work_queue=naming.work_queue(definition.priority),
         parameters={"definition": definition.model_dump(mode="json", exclude_none=True)},
         parameter_schema=parameter_schema,
+        concurrency_limit=definition.concurrency_limit,
+        collision_strategy=None if definition.concurrency_limit is None else WAITS_FOR_A_SLOT,
     )
 
 
-def reprocess_deployment(*, parameter_schema: Mapping[str, Any], instance_id: str) -> Deployment:
+def reprocess_deployment(*, parameter_schema: Mapping[str, Any], instance_id: str | None = None) -> Deployment:
     """Return the deployment by which the installation ``instance_id`` is asked to process studies again.
 
     It is there whatever the definitions say.
     """
     return Deployment(
         name=naming.REPROCESS_DEPLOYMENT_NAME,
-        version="",
+        version=_REPROCESS_VERSION,
         description=_REPROCESS_DESCRIPTION,
-        tags=(naming.MANAGED_TAG, naming.instance_tag(instance_id)),
+        tags=(naming.MANAGED_TAG, *([] if instance_id is None else [naming.instance_tag(instance_id)])),
         work_pool=naming.GATEWAY_POOL,
         work_queue=naming.PREFECTS_OWN_QUEUE,
         parameters={},
@@ -104,6 +122,8 @@ def reprocess_deployment(*, parameter_schema: Mapping[str, Any], instance_id: st
     )
 
 
+# Without one Prefect would put in a version of its own choice, and another one for each way of deploying.
+_REPROCESS_VERSION: Final = "1"
 _REPROCESS_DESCRIPTION = """\
 **Processes received studies again**: one, or all of a span of time; by every flow that matches now, or by one.
 
@@ -142,17 +162,7 @@ def plan(
     or nobody knows who, are never removed.
     """
     wanted = {deployment.key: deployment for deployment in desired}
-    pools = dict.fromkeys(["cpu", "gpu", *(deployment.work_pool for deployment in wanted.values())])
-    changes: list[Change] = []
-    for pool in pools:
-        queues = existing.queue_priorities.get(pool)
-        if queues is None:
-            changes.append(Change(action="create pool", name=pool))
-        changes += [
-            Change(action="create queue", name=f"{pool}/{queue}", detail=f"Prefect priority {number}")
-            for queue, number in naming.queues(pool).items()
-            if (queues or {}).get(queue) is None
-        ]
+    changes = list(pool_changes(pools_for(wanted.values()), existing.queue_priorities))
     for name, deployment in wanted.items():
         present = existing.deployments.get(name)
         if present is None:
@@ -165,8 +175,32 @@ def plan(
                 )
             )
         elif differing := differences(present, deployment):
-            changes.append(Change(action="update", name=name, detail=", ".join(differing), deployment=deployment))
+            changes.append(
+                Change(
+                    action="update",
+                    name=name,
+                    detail=", ".join(differing),
+                    deployment=deployment,
+                    comes_back=present.paused,
+                )
+            )
     return (*changes, *_removals(existing, wanted=wanted.keys(), instance_id=instance_id))
+
+
+def pools_for(deployments: Iterable[Deployment]) -> tuple[str, ...]:
+    """Return the work pools that a site has: those that its deployments name, and those that any site has."""
+    return tuple(dict.fromkeys(["cpu", "gpu", *(deployment.work_pool for deployment in deployments)]))
+
+
+def pool_changes(pools: Iterable[str], queue_priorities: Mapping[str, Mapping[str, int]]) -> Iterator[Change]:
+    """Yield what is missing of ``pools`` and their queues on a server that holds ``queue_priorities``."""
+    for pool in pools:
+        queues = queue_priorities.get(pool)
+        if queues is None:
+            yield Change(action="create pool", name=pool)
+        for queue, number in naming.queues(pool).items():
+            if (queues or {}).get(queue) is None:
+                yield Change(action="create queue", name=f"{pool}/{queue}", detail=f"Prefect priority {number}")
 
 
 def _removals(existing: PrefectContents, *, wanted: Container[str], instance_id: str | None) -> Iterator[Change]:
@@ -182,11 +216,21 @@ def _removals(existing: PrefectContents, *, wanted: Container[str], instance_id:
             reason = "it has failed runs, which can be retried while it is there"
         else:
             reason = "a later deploy deletes it, unless runs turn up"
-        if not present.paused:
+        if not (present.paused and naming.GONE_TAG in present.tags):
             detail = f"its definition is gone; {reason}"
-            yield Change(action="pause", name=name, deployment=present, detail=detail)
+            yield Change(action="pause", name=name, deployment=retired(present), detail=detail)
         elif name not in existing.with_unfinished_runs | existing.with_failed_runs:
             yield Change(action="delete", name=name, detail="its definition is gone; the history of its runs stays")
+
+
+def retired(present: Deployment) -> Deployment:
+    """Return what a deployment is once its definition is gone: it is paused, and it says why."""
+    return replace(
+        present,
+        paused=True,
+        tags=tuple(dict.fromkeys([*present.tags, naming.GONE_TAG])),
+        description=_GONE + present.description.removeprefix(_GONE),
+    )
 
 
 def differences(present: Deployment, wanted: Deployment) -> list[str]:

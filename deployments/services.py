@@ -95,6 +95,11 @@ _PREFECT_DEFAULTS = {
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
     # Prefect's default of ten seconds is most of what a short model takes.
     "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+    # In memory, Prefect's default, a server that starts again ends every run of a flow that has a concurrency_limit.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # Under a long queue Prefect would give every waiting run another state, Late, which says nothing that we do not
+    # know and takes its server longer than making the run has.
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
 }
 
 

@@ -18,9 +18,9 @@ class RunTrigger(Protocol):
     ``idempotency_key`` always gives the same run, whoever asks and however often, a caller that was killed before it
     saw the answer included. May be called from several threads at once.
 
-    Raises ``TriggerUnavailableError`` where the same call will work later (no answer, no access, deployment not
-    there yet) and ``TriggerRefusedError`` where it never will. After an error the run may or may not exist; asking
-    again is safe.
+    Raises ``TriggerUnavailableError`` where no call works now (no answer, no access), ``FlowUnavailableError`` where
+    none for this flow does, ``NotDeployedError`` among them, and ``TriggerRefusedError`` where this very call never
+    will. After an error the run may or may not exist; asking again is safe.
     """
 
     def trigger(self, request: RunRequest, *, idempotency_key: str, queue: str = "", tags: Sequence[str] = ()) -> str:

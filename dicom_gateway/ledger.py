@@ -9,9 +9,10 @@ therefore lies on a local file system, or on one whose locks work.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,9 @@ from flows_engine.handoff.run_request import RunRequest
 from flows_engine.handoff.study_store import StudyOutcome, StudyRecord
 
 RunState = Literal["pending", "created", "refused"]
+
+EVERY_FLOW: Final = ""
+"""Names what concerns all flows, where otherwise one would be named."""
 
 _BUSY_TIMEOUT_SECONDS: Final = 30.0
 _LONGEST_ERROR: Final = 500
@@ -60,7 +64,12 @@ CREATE TABLE IF NOT EXISTS runs (
     PRIMARY KEY (study_id, flow)
 ) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS runs_by_key ON runs (idempotency_key);
-CREATE INDEX IF NOT EXISTS runs_by_state ON runs (state, next_attempt_at);
+CREATE INDEX IF NOT EXISTS runs_in_line ON runs (study_id, flow, next_attempt_at) WHERE state = 'pending';
+CREATE INDEX IF NOT EXISTS runs_by_next_attempt ON runs (next_attempt_at) WHERE state = 'pending';
+CREATE TABLE IF NOT EXISTS delays (
+    flow   TEXT PRIMARY KEY,
+    reason TEXT NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS reprocessed (
     flow_run_id TEXT PRIMARY KEY,
     study_id    TEXT NOT NULL,
@@ -94,6 +103,7 @@ class LedgerRun:
     flow_run_id: str
     attempts: int
     last_error: str
+    """Why it could not be created yet, or never will be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,31 +285,30 @@ class Ledger:
             if cursor.rowcount == 0:
                 raise StudyNotHeldError(f"study {study_id} is not held; `dicomflow studies` lists those that are")
 
-    def due(self, *, now: float, horizon_seconds: float, limit: int) -> tuple[PendingRun, ...]:
-        """Return the runs to create now (Unix time), oldest first, at most ``limit`` of them.
+    def next_due(
+        self, *, now: float, horizon_seconds: float, except_keys: Iterable[str] = (), except_flows: Iterable[str] = ()
+    ) -> PendingRun | None:
+        """Return the oldest run to create now (Unix time), but for some, or None.
 
         A run that is to wait longer than ``horizon_seconds`` is due as well: the clock was set back since.
         """
+        # INDEXED BY: in order, the search ends at the first. However many wait, it never reads or sorts them all.
         rows = self._read(
-            "SELECT * FROM runs WHERE state = 'pending' AND (next_attempt_at <= ? OR next_attempt_at > ?) "
-            "ORDER BY study_id, flow LIMIT ?",
-            *(now, now + horizon_seconds, limit),
+            "SELECT * FROM runs INDEXED BY runs_in_line "
+            "WHERE state = 'pending' AND (next_attempt_at <= ? OR next_attempt_at > ?) "
+            "AND flow NOT IN (SELECT value FROM json_each(?)) "
+            "AND idempotency_key NOT IN (SELECT value FROM json_each(?)) "
+            "ORDER BY study_id, flow LIMIT 1",
+            *(now, now + horizon_seconds, json.dumps(list(except_flows)), json.dumps(list(except_keys))),
         )
-        return tuple(
-            PendingRun(
-                study_id=row["study_id"],
-                flow=row["flow"],
-                idempotency_key=row["idempotency_key"],
-                request_json=row["request"],
-                attempts=row["attempts"],
-            )
-            for row in rows
-        )
+        return _pending_run(rows[0]) if rows else None
 
     def next_due_at(self, *, now: float) -> float | None:
         """Return when the next run that is not due yet will be (Unix time), None where there is none."""
         (row,) = self._read(
-            "SELECT min(next_attempt_at) AS soonest FROM runs WHERE state = 'pending' AND next_attempt_at > ?", now
+            "SELECT min(next_attempt_at) AS soonest FROM runs INDEXED BY runs_by_next_attempt "
+            "WHERE state = 'pending' AND next_attempt_at > ?",
+            now,
         )
         soonest: float | None = row["soonest"]
         return soonest
@@ -333,6 +342,30 @@ class Ledger:
             connection.execute(
                 "UPDATE studies SET outcome = 'held', reason = ? WHERE study_id = ?", (reason, run.study_id)
             )
+
+    def refuse_all(self, flow: str, *, error: str) -> int:
+        """Do what ``refused`` does for every run of ``flow`` that is still to be created; return how many they were."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE studies SET outcome = 'held', reason = ? WHERE study_id IN "
+                "(SELECT study_id FROM runs WHERE state = 'pending' AND flow = ?)",
+                (_one_line(f"{flow}: {error}"), flow),
+            )
+            cursor = connection.execute(
+                "UPDATE runs SET state = 'refused', last_error = ? WHERE state = 'pending' AND flow = ?",
+                (_one_line(error), flow),
+            )
+            return cursor.rowcount
+
+    def note_delay(self, flow: str, *, reason: str) -> None:
+        """Write down why no run of ``flow`` can be created now, or none at all (``EVERY_FLOW``)."""
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO delays (flow, reason) VALUES (?, ?)", (flow, _one_line(reason)))
+
+    def forget_delays(self, flow: str | None = None) -> None:
+        """Write down that runs of ``flow`` can be created, or that this is to be found out anew for all."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM delays WHERE flow = coalesce(?, flow)", (flow,))
 
     def studies(self, *, limit: int = 100) -> tuple[LedgerStudy, ...]:
         """Return the newest studies, newest first."""
@@ -405,7 +438,11 @@ class Ledger:
             connection.execute("INSERT INTO uid_key (check_value) VALUES (?)", (check_value,))
 
     def _study(self, row: sqlite3.Row) -> LedgerStudy:
-        runs = self._read("SELECT * FROM runs WHERE study_id = ? ORDER BY flow", row["study_id"])
+        runs = self._read(
+            "SELECT *, (SELECT reason FROM delays WHERE delays.flow IN (runs.flow, ?) ORDER BY delays.flow LIMIT 1) "
+            "AS delay FROM runs WHERE study_id = ? ORDER BY flow",
+            *(EVERY_FLOW, row["study_id"]),
+        )
         # In the order in which they were made: SQLite numbers rows as they come.
         reprocessed = self._read("SELECT * FROM reprocessed WHERE study_id = ? ORDER BY rowid", row["study_id"])
         return LedgerStudy(
@@ -428,7 +465,7 @@ class Ledger:
                     state=run["state"],
                     flow_run_id=run["flow_run_id"],
                     attempts=run["attempts"],
-                    last_error=run["last_error"],
+                    last_error=(run["state"] == "pending" and run["delay"]) or run["last_error"],
                 )
                 for run in runs
             ),
@@ -465,6 +502,16 @@ def _enter_uids(connection: sqlite3.Connection, study_id: str, uid_hashes: Colle
     connection.executemany(
         "INSERT OR IGNORE INTO study_uids (uid_hash, study_id) VALUES (?, ?)",
         [(uid_hash, study_id) for uid_hash in uid_hashes or (_NO_UID,)],
+    )
+
+
+def _pending_run(row: sqlite3.Row) -> PendingRun:
+    return PendingRun(
+        study_id=row["study_id"],
+        flow=row["flow"],
+        idempotency_key=row["idempotency_key"],
+        request_json=row["request"],
+        attempts=row["attempts"],
     )
 
 

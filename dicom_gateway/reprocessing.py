@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, TypeVar
 
 from dicom_gateway import explain
+from dicom_gateway.backing_off import wait_seconds
 from dicom_gateway.errors import TriggerRefusedError, TriggerUnavailableError
 from dicom_gateway.interfaces import RunHistory, RunTrigger
 from dicom_gateway.ledger import Ledger, ReprocessedRun
 from dicom_gateway.matching import FlowFinding
-from dicom_gateway.outbox import wait_seconds
 from dicom_gateway.reprocess_decision import MakeRun, candidates, choose, next_step, queue
 from dicom_gateway.reprocess_request import ReprocessRequest
 from dicom_gateway.reprocess_result import ReprocessResult, Row, What

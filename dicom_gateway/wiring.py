@@ -80,7 +80,7 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
         raise
     ledger.use_uid_key(uid_key.check_value)
     configure_pynetdicom_logging(settings.pynetdicom_log_level)
-    outbox = Outbox(ledger, trigger)
+    outbox = Outbox(ledger, trigger, catalogue)
     store = StudyStore(store_root)
     intake = Intake(
         spool=Spool(spool_root, layout=layout),

@@ -12,6 +12,7 @@ import docker.errors
 import pytest
 
 from tests import services
+from tests.acceptance.browser import installed_browser
 
 _DCMTK_TOOLS = ("dcmdump", "dcmodify", "echoscu", "storescp", "storescu")
 
@@ -33,7 +34,15 @@ def _missing_dcmtk() -> str | None:
     return f"DCMTK is not installed ({', '.join(missing)}): run deployments/host/dcmtk.sh" if missing else None
 
 
-_REQUIREMENTS: dict[str, Callable[[], str | None]] = {"docker": _missing_docker, "dcmtk": _missing_dcmtk}
+def _missing_browser() -> str | None:
+    return None if installed_browser() else "no Chromium is installed: run deployments/host/chromium.sh"
+
+
+_REQUIREMENTS: dict[str, Callable[[], str | None]] = {
+    "browser": _missing_browser,
+    "docker": _missing_docker,
+    "dcmtk": _missing_dcmtk,
+}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

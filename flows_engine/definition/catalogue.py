@@ -21,6 +21,10 @@ from flows_engine.definition.schema import FlowDefinition
 
 # Bind mounts and network shares do not tell of every change: the folder is looked at anyway, this often.
 _LOOK_ANYWAY_SECONDS: Final = 10.0
+# A file that is still being written may be a valid definition already, one without its destinations: the folder is read
+# once nothing has moved in it for so long, and by the second number at the latest.
+_QUIET_MILLISECONDS: Final = 400
+_LONGEST_UNREST_MILLISECONDS: Final = 5_000
 _SUFFIXES: Final = {".yaml", ".yml"}
 _LAST_GOOD_NAME: Final = "last-good.json"
 _VERSIONS: Final = TypeAdapter(dict[str, FlowDefinition])
@@ -125,6 +129,8 @@ class FlowCatalogue:
                 stop_event=stop,
                 watch_filter=None,
                 recursive=False,
+                step=_QUIET_MILLISECONDS,
+                debounce=_LONGEST_UNREST_MILLISECONDS,
                 rust_timeout=int(seconds * 1000),
                 yield_on_timeout=True,
                 raise_interrupt=False,

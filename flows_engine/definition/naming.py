@@ -13,7 +13,12 @@ BACKGROUND_QUEUE: Final = "background"
 """Where runs wait that nobody waits for: behind every priority."""
 PREFECTS_OWN_QUEUE: Final = "default"
 MANAGED_TAG: Final = "dicomflow"
+GONE_TAG: Final = "definition-gone"
+"""On a deployment whose definition is gone, and on those of its runs that waited then."""
 PRIORITIES: Final = range(6)
+# On a run that is to take the place of another in another queue, and does not yet: no worker takes it.
+MOVING_TAG: Final = "moving"
+_PRIORITY_TAG: Final = "priority:"
 
 Gpu = bool | str
 
@@ -32,6 +37,11 @@ def work_pool(gpus: tuple[Gpu, ...]) -> str:
 def work_queue(priority: int) -> str:
     """Return the queue for a flow of ``priority`` 0 (last) to 5 (first)."""
     return f"priority-{priority}"
+
+
+def priority_of(queue: str) -> int | None:
+    """Return the priority whose runs wait in ``queue``; None where it is no such queue."""
+    return next((priority for priority in PRIORITIES if work_queue(priority) == queue), None)
 
 
 def queue_priority(priority: int) -> int:
@@ -69,6 +79,16 @@ def study_tag(study_id: str) -> str:
     return f"study:{study_id}"
 
 
+def priority_tag(priority: int) -> str:
+    """Return the tag by which a run shows its priority."""
+    return f"{_PRIORITY_TAG}{priority}"
+
+
+def is_priority_tag(tag: str) -> bool:
+    """Tell whether ``tag`` is that of some priority."""
+    return tag.startswith(_PRIORITY_TAG)
+
+
 def instance_tag(instance_id: str) -> str:
     """Return the tag by which an installation knows the deployments that it made."""
     return f"instance:{instance_id}"
@@ -76,7 +96,7 @@ def instance_tag(instance_id: str) -> str:
 
 def definition_tags(*, version: str, priority: int) -> list[str]:
     """Return the tags that a deployment and its runs carry."""
-    tags = [MANAGED_TAG, f"priority:{priority}"]
+    tags = [MANAGED_TAG, priority_tag(priority)]
     return [*tags, f"version:{version}"] if version else tags
 
 

@@ -131,7 +131,7 @@ def test_in_an_untidy_folder_the_instances_are_found_and_nothing_else_is_sent(
     """10,000 files, links out of the folder, a fifo, names with a newline; and the model tried to delete its input."""
     seen = _Seen(site, "Untidy")
     assert seen.state["name"] == "Completed", seen.message
-    assert seen.message.startswith("1 models run, 2 instances")
+    assert seen.message.startswith("1 model run, 2 instances")
     assert any(line.startswith("10001 files that are not DICOM are not sent to ARCHIVE@") for line in seen.log)
     assert any("1 of kind fifo" in line and "2 of kind symbolic link" in line for line in seen.log)
     assert data_sets(delivered) == sent["Untidy"]

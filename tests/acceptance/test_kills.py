@@ -96,7 +96,7 @@ def test_a_run_goes_on_while_its_worker_is_killed(site: Site) -> None:
     wait_until(lambda: site.processes("worker") not in ([], [worker]), seconds=60, what="the worker is back")
     site.open_gate(run_id)
     assert site.api.await_final(run_id)["name"] == "Completed"
-    log = site.api.log_until(run_id, "Finished in state Completed('1 models run, nothing to be sent')")
+    log = site.api.log_until(run_id, "Finished in state Completed('1 model run, nothing to be sent')")
     assert log.count("model 1 (busybox) starts") == 1
 
 

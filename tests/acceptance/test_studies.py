@@ -37,7 +37,7 @@ def test_two_patients_of_one_association_are_two_runs_that_see_one_patient_each(
         runs = site.api.await_runs("Patients", 2)
         messages = {site.api.await_final(run["id"])["message"] for run in runs}
     assert len({run["parameters"]["study_id"] for run in runs}) == 2
-    assert {message.split(" instances")[0] for message in messages} == {"1 models run, 2", "1 models run, 3"}
+    assert {message.split(" instances")[0] for message in messages} == {"1 model run, 2", "1 model run, 3"}
     assert data_sets(tmp_path) == {uid: data for files in studies for uid, data in data_sets(files[0].parent).items()}
 
 

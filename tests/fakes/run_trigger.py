@@ -16,6 +16,10 @@ class FakeRunTrigger:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._failures: list[TriggerError | Exception] = []
+        self.away: Exception | None = None
+        """How every call ends, until it is None again."""
+        self.broken_flows: dict[str, Exception] = {}
+        """How every call for a flow ends, until the flow is taken out."""
         self.runs: dict[str, str] = {}
         self.requests: dict[str, RunRequest] = {}
         self.queues: dict[str, str] = {}
@@ -33,6 +37,8 @@ class FakeRunTrigger:
             self.calls.append(idempotency_key)
             if self._failures:
                 raise self._failures.pop(0)
+            if error := self.away or self.broken_flows.get(request.definition.name):
+                raise error
             self.requests.setdefault(idempotency_key, request)
             self.queues.setdefault(idempotency_key, queue)
             self.tags.setdefault(idempotency_key, frozenset(tags))

@@ -152,13 +152,21 @@ def test_a_server_that_goes_away_is_unavailable_until_it_is_back(client, empty_p
 
 def test_what_prefect_will_never_take_is_refused_without_its_words(client, trigger):
     bring_into_step(client, [definition()])
+    too_long = request_for(definition()).model_copy(update={"study_uri": f"file:///{STUDY}" * 20_000})
+
+    with pytest.raises(TriggerRefusedError, match="422") as caught:
+        trigger.trigger(too_long, idempotency_key="key")
+
+    assert STUDY not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_deployment_that_another_version_made_does_not_refuse_a_study(client, trigger):
+    bring_into_step(client, [definition()])
     (deployment,) = client.read_deployments()
+    assert deployment.enforce_parameter_schema, "what a person types into the form is checked"
     schema = json.loads(json.dumps(deployment.parameter_openapi_schema))
     schema["properties"]["study_id"] = {"type": "integer"}
     client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=schema))
 
-    with pytest.raises(TriggerRefusedError) as caught:
-        trigger.trigger(request_for(definition()), idempotency_key="key")
-
-    assert STUDY not in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
+    assert trigger.trigger(request_for(definition()), idempotency_key="key") == str(only_run(client).id)

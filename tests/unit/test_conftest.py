@@ -15,6 +15,7 @@ from tests.services import ROOT
     [
         ("docker", {"DOCKER_HOST": "unix:///nowhere/docker.sock"}, "no Docker engine answers"),
         ("dcmtk", {"PATH": "/nowhere"}, "DCMTK is not installed"),
+        ("browser", {"PATH": "/nowhere"}, "no Chromium is installed"),
     ],
 )
 @pytest.mark.parametrize(("ci", "outcome"), [("true", "1 error"), ("", "1 skipped")])

@@ -6,8 +6,9 @@ import os
 import queue
 import shutil
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -333,6 +334,24 @@ def test_a_watch_never_shows_half_a_file(site: Site) -> None:
             assert site.in_force.keys() == {"A"}
         while site.in_force != {"A": "v39"}:
             assert changes.get(timeout=_WAIT_SECONDS).removed == ()
+
+
+def test_a_file_that_is_saved_in_two_parts_is_read_once_it_is_whole(site: Site) -> None:
+    destinations = "destinations: [{host: pacs, port: 104, ae_title: PACS}]\n"
+    with watching(site) as changes:
+        # Whether the watch is in place shows only by what it sees.
+        while True:
+            (site.folder / "seen.yaml").write_text(text("Seen"))
+            with suppress(queue.Empty):
+                assert changes.get(timeout=1).added == ("Seen",)
+                break
+        with (site.folder / "a.yaml").open("w") as file:
+            file.write(text("A"))  # a flow that sends nothing is a valid flow
+            file.flush()
+            time.sleep(0.2)  # as long as a slow share takes for the rest
+            file.write(destinations)
+        assert changes.get(timeout=_WAIT_SECONDS).added == ("A",)
+        assert len(site.catalogue.snapshot()["A"].destinations) == 1
 
 
 def test_a_watch_survives_its_folder(site: Site) -> None:

@@ -26,6 +26,17 @@ def test_our_highest_priority_is_the_lowest_number_of_prefect() -> None:
     assert naming.work_queue(5) == "priority-5"
 
 
+def test_a_queue_tells_its_priority() -> None:
+    assert [naming.priority_of(naming.work_queue(priority)) for priority in naming.PRIORITIES] == list(range(6))
+    assert naming.priority_of("default") is None
+
+
+def test_a_priority_is_told_by_its_tag() -> None:
+    assert naming.priority_tag(4) == "priority:4"
+    assert naming.is_priority_tag("priority:4")
+    assert not naming.is_priority_tag(naming.study_tag("priority"))
+
+
 def test_tags_say_version_and_priority() -> None:
     assert naming.definition_tags(version="1.02", priority=4) == ["dicomflow", "priority:4", "version:1.02"]
     assert naming.definition_tags(version="", priority=0) == ["dicomflow", "priority:0"]

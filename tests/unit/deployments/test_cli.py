@@ -27,6 +27,9 @@ def test_help_names_every_command(dicomflow):
         "release",
         "reprocess",
         "backtest",
+        "runs",
+        "queue",
+        "priority",
     ):
         assert re.search(rf"^\W+{command} +[A-Z]", done.stdout, re.MULTILINE), command
 

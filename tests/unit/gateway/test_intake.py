@@ -46,7 +46,7 @@ class World:
             spool=Spool(self.folder / "spool", layout=Layout([])),
             store=self.store,
             ledger=self.ledger,
-            outbox=Outbox(self.ledger, self.trigger),
+            outbox=Outbox(self.ledger, self.trigger, self.definitions),
             definitions=self.definitions,
             uid_key=UidKey(b"the key of this test"),
             hold_incomplete=self.hold_incomplete,

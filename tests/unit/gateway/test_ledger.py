@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from dicom_gateway.errors import StudyNotHeldError
-from dicom_gateway.ledger import Decision, Ledger, ReprocessedRun
+from dicom_gateway.ledger import EVERY_FLOW, Decision, Ledger, ReprocessedRun
 
 NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 
@@ -16,8 +16,14 @@ def triggered(*requests):
     return Decision(outcome="triggered", reason="matched", explanation="A: matches", requests=requests)
 
 
-def due(ledger, now=1000.0):
-    return ledger.due(now=now, horizon_seconds=30, limit=100)
+def due(ledger, now=1000.0, **exceptions):
+    """Return all runs that are due, in the order in which they are handed out."""
+    found = []
+    while run := ledger.next_due(
+        now=now, horizon_seconds=30, except_keys=[entry.idempotency_key for entry in found], **exceptions
+    ):
+        found.append(run)
+    return tuple(found)
 
 
 def test_a_study_is_entered_once(ledger, make_record):
@@ -90,6 +96,72 @@ def test_a_clock_that_was_set_back_delays_nothing(ledger, make_record, make_requ
     ledger.decide(record.study_id, triggered(make_request(record.study_id)))
     ledger.postpone(due(ledger)[0].idempotency_key, error="x", next_attempt_at=9_999_999.0)
     assert len(due(ledger, now=1000.0)) == 1
+
+
+def test_runs_are_handed_out_oldest_first_but_for_flows_that_have_to_wait(ledger, make_record, make_request):
+    for number in ("0003", "0001", "0002"):
+        record = make_record(number)
+        ledger.add(record)
+        ledger.decide(
+            record.study_id, triggered(make_request(record.study_id, "B"), make_request(record.study_id, "A"))
+        )
+    assert [(run.study_id[-4:], run.flow) for run in due(ledger)] == [
+        (number, flow) for number in ("0001", "0002", "0003") for flow in "AB"
+    ]
+    assert [run.study_id[-4:] for run in due(ledger, except_flows=["A", "gone"])] == ["0001", "0002", "0003"]
+
+
+def test_the_next_run_is_found_without_looking_at_all_that_wait(ledger):
+    plans = []
+    ledger._connection.set_trace_callback(plans.append)
+    ledger.next_due(now=1000.0, horizon_seconds=30, except_keys=["key"], except_flows=["A"])
+    ledger.next_due_at(now=1000.0)
+    ledger._connection.set_trace_callback(None)
+    for statement, index in zip(plans, ("runs_in_line", "runs_by_next_attempt"), strict=True):
+        steps = [row["detail"] for row in ledger._read(f"EXPLAIN QUERY PLAN {statement}")]
+        assert index in steps[0]
+        assert not any("ORDER BY" in step for step in steps)
+
+
+def test_why_nothing_goes_on_is_told_of_every_run_that_waits(tmp_path, ledger, make_record, make_request):
+    record = make_record()
+    ledger.add(record)
+    ledger.decide(record.study_id, triggered(*(make_request(record.study_id, name) for name in "ABC")))
+    ledger.created(due(ledger)[0].idempotency_key, flow_run_id="run-1")
+    ledger.note_delay("B", reason="no deployment\nyet")
+    reader = Ledger(tmp_path / "ledger.sqlite")
+
+    def told():
+        return [run.last_error for run in reader.study(record.study_id).runs]
+
+    assert told() == ["", "no deployment yet", ""]
+    ledger.note_delay(EVERY_FLOW, reason="no answer")
+    assert told() == ["", "no answer", "no answer"]
+    ledger.forget_delays(EVERY_FLOW)
+    assert told() == ["", "no deployment yet", ""]
+    ledger.note_delay("C", reason="500")
+    ledger.forget_delays()
+    assert told() == ["", "", ""]
+    reader.close()
+
+
+def test_what_is_refused_for_a_flow_holds_the_studies_that_still_wait_for_it(ledger, make_record, make_request):
+    records = [make_record(f"000{number}") for number in range(3)]
+    for record in records:
+        ledger.add(record)
+        ledger.decide(
+            record.study_id, triggered(make_request(record.study_id, "A"), make_request(record.study_id, "B"))
+        )
+    ledger.created(due(ledger)[0].idempotency_key, flow_run_id="run-1")
+
+    assert ledger.refuse_all("A", error="gone\nfor good") == 2
+
+    states = {study.study_id: [run.state for run in study.runs] for study in ledger.studies()}
+    assert [states[record.study_id] for record in records] == [["created", "pending"]] + [["refused", "pending"]] * 2
+    outcomes = [(study.outcome, study.reason) for study in ledger.studies()]
+    assert outcomes == [("held", "A: gone for good")] * 2 + [("triggered", "matched")]
+    ledger.release(records[1].study_id)
+    assert ledger.undecided() == ((records[1].study_id, True),)
 
 
 def test_a_refused_run_holds_its_study_with_the_reason(ledger, make_record, make_request):
