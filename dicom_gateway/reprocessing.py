@@ -33,7 +33,7 @@ Answer = TypeVar("Answer")
 MOST_WAITING: Final = 200
 """How many runs of one request in bulk wait at once: a long queue makes every poll of every worker slow."""
 _LOOK_AGAIN_SECONDS: Final = 1.0
-_MOST_ATTEMPTS: Final = 8
+_MOST_ATTEMPTS: Final = 12
 _TELL_SECONDS: Final = 10.0
 
 
