@@ -29,6 +29,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStat
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
 from flows_engine.definition.naming import FLOW_NAME, REPROCESS_FLOW_NAME
+from flows_engine.definition.state_codes import CODE_OF_NAME
 from flows_engine.handoff.run_claim import began_here, is_claimed
 
 logger = logging.getLogger(__name__)
@@ -104,9 +105,15 @@ def _let_settle(run: FlowRun, folder: Path) -> None:
 def _resume(client: SyncPrefectClient, run: FlowRun) -> None:
     if run.state is not None and run.state.type == StateType.CANCELLING:
         state: State[Any] = Cancelled(message="its process was gone before it could be cancelled")
-    elif run.run_count >= _MOST_STARTS:
-        state = Crashed(message=f"its process was gone after each of {run.run_count} starts; retry it by hand")
+    elif (starts := _starts(client, run)) >= _MOST_STARTS:
+        state = Crashed(message=f"its process was gone after each of {starts} starts; retry it by hand")
     else:
         state = AwaitingRetry(message="its process was gone; it goes on where it was cut off")
     client.set_flow_run_state(run.id, state, force=True)
     logger.warning("run %s was stranded; now %s", run.id, state.name, extra={"action": "run_resumed"})
+
+
+def _starts(client: SyncPrefectClient, run: FlowRun) -> int:
+    # Not its run_count: that counts Finished and Sending as well, which are of the same type.
+    states = client.read_flow_run_states(run.id)
+    return sum(state.is_running() and state.name not in CODE_OF_NAME for state in states)

@@ -131,6 +131,19 @@ def test_a_run_that_dies_again_and_again_is_given_up_visibly(host: Host):
     assert host[run].state.message == "its process was gone after each of 5 starts; retry it by hand"
 
 
+def test_what_a_run_says_while_it_runs_is_no_further_start(host: Host):
+    run = host.run(Running())
+    for name in ("Finished", "Sending"):
+        host.client.set_flow_run_state(run, State(type=StateType.RUNNING, name=name))
+    for state in (Scheduled(), Running(), State(type=StateType.RUNNING, name="Sending")):
+        host.client.set_flow_run_state(run, state, force=True)
+    assert host[run].run_count == 5
+
+    assert host.worker_starts() == 1
+
+    assert host[run].state_name == "AwaitingRetry"
+
+
 @pytest.mark.parametrize("state", [Pending(), Running()], ids=lambda state: state.name)
 def test_a_run_that_another_host_may_be_executing_is_left_alone(host: Host, other_worker: None, state: State):
     run = host.run(state, began=False)
