@@ -28,9 +28,18 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.utilities.callables import parameter_schema
 
 from deployments.gone_definitions import mark_waiting_runs, unmark_runs
-from deployments.plan import Change, Deployment, PrefectContents, desired_deployment, plan, pool_changes
+from deployments.plan import (
+    Change,
+    Deployment,
+    PrefectContents,
+    desired_deployment,
+    plan,
+    pool_changes,
+    reprocess_deployment,
+)
 from deployments.pool_template import JOB_TEMPLATE
 from deployments.server_errors import unless_it_is_gone
+from dicom_gateway.reprocess import reprocess
 from flows_engine.definition import naming
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.flows.process_study import process_study
@@ -45,13 +54,18 @@ def process_study_schema() -> dict[str, Any]:
     return parameter_schema(process_study).model_dump_for_openapi()
 
 
+def reprocess_schema() -> dict[str, Any]:
+    """Return the schema of what can be asked for when studies are processed again."""
+    return parameter_schema(reprocess).model_dump_for_openapi()
+
+
 def bring_into_step(
     client: SyncPrefectClient, definitions: Iterable[FlowDefinition], *, instance_id: str | None = None
 ) -> tuple[Change, ...]:
     """Change on the server what has to change for ``definitions``, and return what that was.
 
     Deployments are marked as made by the installation ``instance_id``, and only such are ever removed; without one,
-    none are.
+    none are. An installation is also given the deployment by which its studies are processed again.
     """
     changes = plan_changes(client, definitions, instance_id=instance_id)
     apply(client, changes)
@@ -66,7 +80,9 @@ def plan_changes(
     desired = [
         desired_deployment(definition, parameter_schema=schema, instance_id=instance_id) for definition in definitions
     ]
-    contents = read_contents(client, wanted={deployment.name for deployment in desired})
+    if instance_id is not None:
+        desired.append(reprocess_deployment(parameter_schema=reprocess_schema(), instance_id=instance_id))
+    contents = read_contents(client, wanted={deployment.key for deployment in desired})
     return plan(desired, contents, instance_id=instance_id)
 
 
@@ -79,11 +95,16 @@ def make_pools(client: SyncPrefectClient, pools: Iterable[str]) -> tuple[Change,
 
 def read_contents(client: SyncPrefectClient, *, wanted: Container[str] = ()) -> PrefectContents:
     """Return what the server holds for us. Runs are looked for only where the deployment is none of ``wanted``."""
-    responses = list(_deployments(client))
+    responses = list(_deployments(client, naming.FLOW_NAME))
     gone = [response for response in responses if response.name not in wanted]
+    others = _deployments(client, naming.REPROCESS_FLOW_NAME)
+    deployments = [
+        *(_as_deployment(response, naming.FLOW_NAME) for response in responses),
+        *(_as_deployment(response, naming.REPROCESS_FLOW_NAME) for response in others),
+    ]
     return PrefectContents(
         queue_priorities=_queue_priorities(client),
-        deployments={response.name: _as_deployment(response) for response in responses},
+        deployments={deployment.key: deployment for deployment in deployments},
         with_unfinished_runs=_with_runs(client, gone, _UNFINISHED),
         with_failed_runs=_with_runs(client, gone, _FAILED),
     )
@@ -93,15 +114,20 @@ def _queue_priorities(client: SyncPrefectClient) -> dict[str, dict[str, int]]:
     return {
         pool.name: {queue.name: queue.priority or 0 for queue in client.read_work_queues(work_pool_name=pool.name)}
         for pool in client.read_work_pools()
-        if pool.name == "cpu" or pool.name.split("-")[0] == "gpu"
+        if pool.name in {"cpu", naming.GATEWAY_POOL} or pool.name.split("-")[0] == "gpu"
     }
 
 
-def _deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
+def _deployments(client: SyncPrefectClient, flow_name: str) -> Iterator[DeploymentResponse]:
     ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[naming.MANAGED_TAG]))
+    of_flow = FlowFilter(name=FlowFilterName(any_=[flow_name]))
     for page in count():
         found = client.read_deployments(
-            deployment_filter=ours, sort=DeploymentSort.NAME_ASC, limit=_PAGE, offset=page * _PAGE
+            flow_filter=of_flow,
+            deployment_filter=ours,
+            sort=DeploymentSort.NAME_ASC,
+            limit=_PAGE,
+            offset=page * _PAGE,
         )
         yield from found
         if len(found) < _PAGE:
@@ -122,7 +148,7 @@ def _has_runs(client: SyncPrefectClient, deployment_id: UUID, states: Sequence[S
     return bool(client.read_flow_runs(flow_run_filter=runs, limit=1))
 
 
-def _as_deployment(response: DeploymentResponse) -> Deployment:
+def _as_deployment(response: DeploymentResponse, flow_name: str) -> Deployment:
     limit, options = response.global_concurrency_limit, response.concurrency_options
     return Deployment(
         name=response.name,
@@ -137,13 +163,14 @@ def _as_deployment(response: DeploymentResponse) -> Deployment:
         paused=response.paused,
         concurrency_limit=None if limit is None else limit.limit,
         collision_strategy=None if options is None else options.collision_strategy.value,
+        flow_name=flow_name,
     )
 
 
 def apply(client: SyncPrefectClient, changes: Iterable[Change]) -> None:
     """Do what ``changes`` say, in their order."""
     # One after the other: Prefect's server works on one request at a time, and several at once take as long.
-    flow_id: UUID | None = None
+    flow_ids: dict[str, UUID] = {}
     for change in changes:
         match change.action:
             case "create pool":
@@ -151,8 +178,10 @@ def apply(client: SyncPrefectClient, changes: Iterable[Change]) -> None:
             case "create queue":
                 _create_queue(client, *change.name.rsplit("/", 1))
             case "create" | "update" if change.deployment is not None:
-                flow_id = flow_id or client.create_flow_from_name(naming.FLOW_NAME)
-                _create_or_update(client, change.deployment, comes_back=change.comes_back, flow_id=flow_id)
+                flow_name = change.deployment.flow_name
+                if flow_name not in flow_ids:
+                    flow_ids[flow_name] = client.create_flow_from_name(flow_name)
+                _create_or_update(client, change.deployment, comes_back=change.comes_back, flow_id=flow_ids[flow_name])
             case "pause" if change.deployment is not None:
                 _pause_deployment(client, change.deployment)
             case "delete":
@@ -168,9 +197,7 @@ def _create_pool(client: SyncPrefectClient, name: str) -> None:
 
 def _create_queue(client: SyncPrefectClient, pool: str, queue: str) -> None:
     try:
-        client.create_work_queue(
-            queue, work_pool_name=pool, priority=naming.queue_priority(int(queue.rsplit("-", 1)[1]))
-        )
+        client.create_work_queue(queue, work_pool_name=pool, priority=naming.queues(pool)[queue])
     except ObjectAlreadyExists:
         return
 

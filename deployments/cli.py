@@ -13,8 +13,10 @@ from rich.console import Console
 
 from deployments.errors import CommandError
 from deployments.service_log import log_to_stderr
+from deployments.services import GATEWAY_SLOTS
 from dicom_gateway.errors import GatewayError
 from flows_engine.definition.errors import DefinitionError
+from flows_engine.definition.naming import GATEWAY_POOL
 from flows_engine.errors import EngineError
 from flows_engine.handoff.site_settings import LoadedSettings, SettingsError, SiteSettings, load_site_settings
 from flows_engine.handoff.study_store import StudyNotFoundError
@@ -66,11 +68,16 @@ def gateway() -> None:
 
 @app.command()
 def worker(
-    pool: Annotated[str, typer.Option(help="The work pool: cpu, gpu, or gpu-KIND.")] = "cpu",
+    pool: Annotated[
+        str, typer.Option(help="The work pool: cpu, gpu, gpu-KIND, or, on the gateway's host, gateway.")
+    ] = "cpu",
     name: Annotated[
         str, typer.Option(help="The worker's name in Prefect's UI; the host's name and the pool by default.")
     ] = "",
-    slots: Annotated[int, typer.Option(min=0, help="Runs at once; by default CPU_SLOTS, or one a GPU of GPUS.")] = 0,
+    slots: Annotated[
+        int,
+        typer.Option(min=0, help="Runs at once; by default CPU_SLOTS, one a GPU of GPUS, or 8 in the pool gateway"),
+    ] = 0,
 ) -> None:
     """Execute flow runs on this host. What an earlier worker of this host left behind goes on first."""
     settings = _settings().settings
@@ -174,6 +181,64 @@ def explain(
 
 
 @app.command()
+def reprocess(
+    studies: Annotated[
+        list[str] | None, typer.Argument(metavar="STUDY", help="Study ids or StudyInstanceUIDs.")
+    ] = None,
+    *,
+    since: Annotated[
+        str, typer.Option(help="Instead: all received from this moment on, like 12h or 30d (ago), or 2024-05-01.")
+    ] = "",
+    until: Annotated[str, typer.Option(help="All received before this moment; by default until now.")] = "",
+    flow: Annotated[
+        str, typer.Option(help="Run this flow, whether it matches or not; by default all that match now.")
+    ] = "",
+    only_matching: Annotated[
+        bool, typer.Option("--only-matching", help="Run the flow of --flow only where it matches.")
+    ] = False,
+    priority: Annotated[
+        int | None, typer.Option(min=0, max=5, help="By default the flow's own, and behind all others for a span.")
+    ] = None,
+    note: Annotated[str, typer.Option(help="Shown with each run, like 'model v2'; nothing about a patient.")] = "",
+    receptions: Annotated[
+        str, typer.Option(help="newest, or all, if a StudyInstanceUID was received several times.")
+    ] = "newest",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Make no run; tell which there would be.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Ask, and do not wait until it is done.")] = False,
+) -> None:
+    """Have stored studies processed again: one or several, or all of a span of time."""
+    settings = _settings().settings
+    _use_prefect()
+    from deployments.reprocess_command import Wish, reprocess_studies  # noqa: PLC0415
+
+    wish = Wish(
+        since=since,
+        until=until,
+        flow=flow,
+        only_matching=only_matching,
+        priority=priority,
+        note=note,
+        receptions=receptions,
+        dry_run=dry_run,
+    )
+    raise typer.Exit(reprocess_studies(Console(), settings, studies=studies or [], wish=wish, wait=not no_wait))
+
+
+@app.command()
+def backtest(
+    file: Annotated[Path, typer.Argument(metavar="FLOW.yaml", help="A definition, deployed or not.")],
+    *,
+    since: Annotated[str, typer.Option(help="Studies received from this moment on, like 12h or 30d (ago).")] = "",
+    until: Annotated[str, typer.Option(help="Studies received before this moment; by default until now.")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="How many ids of matching studies to print.")] = 20,
+) -> None:
+    """Say which stored studies a definition would have matched, and why not the others. No run is made."""
+    from deployments.backtest_command import print_backtest  # noqa: PLC0415
+
+    print_backtest(Console(), _settings().settings, file=file, since=since, until=until, limit=limit)
+
+
+@app.command()
 def release(study_id: str) -> None:
     """Decide again on a study that is held, or matched nothing: as if it were complete, with the flows as they are."""
     from dicom_gateway.wiring import open_ledger  # noqa: PLC0415
@@ -217,7 +282,7 @@ def queue(
     _use_prefect()
     from deployments.queue_report import print_queues  # noqa: PLC0415
 
-    own_slots = {_worker_name(pool): _own_slots(settings, pool) for pool in ("cpu", "gpu")}
+    own_slots = {_worker_name(pool): _own_slots(settings, pool) for pool in ("cpu", "gpu", GATEWAY_POOL)}
     print_queues(Console(), own_slots=own_slots, as_json=as_json)
 
 
@@ -256,7 +321,7 @@ def _worker_name(pool: str) -> str:
 
 
 def _own_slots(settings: SiteSettings, pool: str) -> int:
-    return settings.cpu_slots if pool == "cpu" else max(1, len(settings.gpus))
+    return {"cpu": settings.cpu_slots, GATEWAY_POOL: GATEWAY_SLOTS}.get(pool, max(1, len(settings.gpus)))
 
 
 def _use_prefect() -> None:

@@ -8,7 +8,7 @@ import typer
 from prefect.client.orchestration import get_client
 
 from deployments.apply import bring_into_step, make_pools, plan_changes
-from deployments.plan import Change, desired_deployment, pools_for
+from deployments.plan import Change, desired_deployment, pools_for, reprocess_deployment
 from deployments.server_errors import told_in_one_line
 from flows_engine.definition.catalogue import FlowCatalogue
 from flows_engine.definition.schema import FlowDefinition
@@ -36,7 +36,8 @@ def deploy_pools(settings: SiteSettings) -> int:
     1 if a definition file has problems, which are printed. Raises ``ServerUnreachableError``.
     """
     definitions, status = _definitions(settings, remember=False)
-    pools = pools_for(desired_deployment(definition, parameter_schema={}) for definition in definitions)
+    deployments = [desired_deployment(definition, parameter_schema={}) for definition in definitions]
+    pools = pools_for([*deployments, reprocess_deployment(parameter_schema={})])
     with get_client(sync_client=True) as client, told_in_one_line(client.api_url):
         changes = make_pools(client, pools)
     _print(changes, otherwise=f"the work pools {', '.join(pools)} are there, with their queues")

@@ -10,6 +10,7 @@ from flows_engine.definition import naming
 from flows_engine.definition.schema import FlowDefinition
 
 ENTRYPOINT = "flows_engine.flows.process_study.process_study"
+REPROCESS_ENTRYPOINT = "dicom_gateway.reprocess.reprocess"
 # What Prefect does with a run beyond the limit: the run waits. The other choice would cancel it.
 WAITS_FOR_A_SLOT: Final = "ENQUEUE"
 _DIGEST_CHARACTERS: Final = 8
@@ -21,7 +22,7 @@ _GONE: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """One deployment of the flow ``process-study``, as far as we set it."""
+    """One deployment, as far as we set it: of the flow ``process-study``, unless it says otherwise."""
 
     name: str
     version: str
@@ -35,12 +36,18 @@ class Deployment:
     paused: bool = False
     concurrency_limit: int | None = None
     collision_strategy: str | None = None
+    flow_name: str = naming.FLOW_NAME
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others: its name, or its full name where it is of another flow."""
+        return self.name if self.flow_name == naming.FLOW_NAME else f"{self.flow_name}/{self.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefectContents:
-    """What a Prefect server holds for us: pools with their queues, the deployments that carry our tag, and which of
-    them have runs that their deletion would harm: those that are not over, and those that may be retried.
+    """What a Prefect server holds for us: pools with their queues, the deployments that carry our tag (by their keys),
+    and which of them have runs that their deletion would harm: those that are not over, and those that may be retried.
     """
 
     queue_priorities: Mapping[str, Mapping[str, int]]
@@ -54,7 +61,8 @@ Action = Literal["create pool", "create queue", "create", "update", "pause", "de
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One thing to do. ``name`` is a pool, ``pool/queue`` or a deployment; ``detail`` says what or why, for people.
+    """One thing to do. ``name`` is a pool, ``pool/queue`` or the key of a deployment; ``detail`` says what or why, for
+    people.
 
     ``deployment`` is what is to be there afterwards; ``comes_back`` says that its definition was gone until now.
     """
@@ -95,6 +103,35 @@ def desired_deployment(
     )
 
 
+def reprocess_deployment(*, parameter_schema: Mapping[str, Any], instance_id: str | None = None) -> Deployment:
+    """Return the deployment by which the installation ``instance_id`` is asked to process studies again.
+
+    It is there whatever the definitions say.
+    """
+    return Deployment(
+        name=naming.REPROCESS_DEPLOYMENT_NAME,
+        version=_REPROCESS_VERSION,
+        description=_REPROCESS_DESCRIPTION,
+        tags=(naming.MANAGED_TAG, *([] if instance_id is None else [naming.instance_tag(instance_id)])),
+        work_pool=naming.GATEWAY_POOL,
+        work_queue=naming.PREFECTS_OWN_QUEUE,
+        parameters={},
+        parameter_schema=parameter_schema,
+        entrypoint=REPROCESS_ENTRYPOINT,
+        flow_name=naming.REPROCESS_FLOW_NAME,
+    )
+
+
+# Without one Prefect would put in a version of its own choice, and another one for each way of deploying.
+_REPROCESS_VERSION: Final = "1"
+_REPROCESS_DESCRIPTION = """\
+**Processes received studies again**: one, or all of a span of time; by every flow that matches now, or by one.
+
+The run's message says what came of it, its artifact has a row for each run that was made. In bulk, runs wait behind
+everything else, two hundred at a time; cancelling the request withdraws those that have not begun.
+"""
+
+
 def description(definition: FlowDefinition) -> str:
     """Return what a flow does, in Markdown, as the Prefect UI shows it."""
     if definition.triggers:
@@ -124,7 +161,7 @@ def plan(
     definition is gone is paused; it is deleted by a later plan, once no run needs it any more. Those that others made,
     or nobody knows who, are never removed.
     """
-    wanted = {deployment.name: deployment for deployment in desired}
+    wanted = {deployment.key: deployment for deployment in desired}
     changes = list(pool_changes(pools_for(wanted.values()), existing.queue_priorities))
     for name, deployment in wanted.items():
         present = existing.deployments.get(name)
@@ -161,13 +198,9 @@ def pool_changes(pools: Iterable[str], queue_priorities: Mapping[str, Mapping[st
         queues = queue_priorities.get(pool)
         if queues is None:
             yield Change(action="create pool", name=pool)
-        for priority in reversed(naming.PRIORITIES):
-            if (queues or {}).get(naming.work_queue(priority)) is None:
-                yield Change(
-                    action="create queue",
-                    name=f"{pool}/{naming.work_queue(priority)}",
-                    detail=f"Prefect priority {naming.queue_priority(priority)}",
-                )
+        for queue, number in naming.queues(pool).items():
+            if (queues or {}).get(queue) is None:
+                yield Change(action="create queue", name=f"{pool}/{queue}", detail=f"Prefect priority {number}")
 
 
 def _removals(existing: PrefectContents, *, wanted: Container[str], instance_id: str | None) -> Iterator[Change]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from deployments.errors import CommandError
-from deployments.plan import desired_deployment
+from deployments.plan import desired_deployment, reprocess_deployment
 from deployments.prefect_yaml import prefect_yaml
 from flows_engine.definition.catalogue import FlowCatalogue
 from flows_engine.handoff.site_settings import SiteSettings
@@ -31,8 +31,11 @@ def write_prefect_yaml(settings: SiteSettings, file: Path, *, check_only: bool) 
     if found.problems:
         typer.echo(f"{file} is left as it is, because a flow would be missing from it", err=True)
         return 1
-    definitions = catalogue.snapshot().values()
-    text = prefect_yaml(desired_deployment(definition, parameter_schema={}) for definition in definitions)
+    deployments = [
+        *(desired_deployment(definition, parameter_schema={}) for definition in catalogue.snapshot().values()),
+        reprocess_deployment(parameter_schema={}),
+    ]
+    text = prefect_yaml(deployments)
     try:
         fresh = _holds(file, text)
         if not fresh and not check_only:
@@ -42,7 +45,7 @@ def write_prefect_yaml(settings: SiteSettings, file: Path, *, check_only: bool) 
     if not fresh and check_only:
         typer.echo(f"{file} is out of date; run: dicomflow deploy --write {file}", err=True)
         return 1
-    typer.echo(f"{file} {'is as it would be written' if fresh else 'is written'}: {len(definitions)} deployments")
+    typer.echo(f"{file} {'is as it would be written' if fresh else 'is written'}: {len(deployments)} deployments")
     return 0
 
 

@@ -39,7 +39,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, FlowRunPolicy, State, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Scheduled, to_state_create
+from prefect.states import Cancelled, Late, Scheduled, to_state_create
 
 from deployments.errors import CommandError
 from flows_engine.definition import naming
@@ -151,11 +151,12 @@ def _make_successor(
     client: SyncPrefectClient, run: FlowRun, *, deployment: DeploymentResponse, priority: int
 ) -> FlowRun:
     """Make the run that is to take the place of ``run``, or return it where it is there."""
+    waits = Late if run.state_name == "Late" else Scheduled
     create = DeploymentFlowRunCreate(
         name=run.name,
         # It arrived when the first one did.
         state=to_state_create(
-            Scheduled(scheduled_time=run.expected_start_time, message=f"takes the place of run {run.id}")
+            waits(scheduled_time=run.expected_start_time, message=f"takes the place of run {run.id}")
         ),
         parameters=run.parameters,
         # They were valid when the first run was made; what a flow may be given can have changed since.

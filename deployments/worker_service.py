@@ -13,7 +13,8 @@ from deployments.errors import CommandError
 from deployments.server_errors import told_in_one_line
 from deployments.stranded_runs import resume_stranded_runs
 from deployments.successor import finish_moves
-from flows_engine.definition.naming import WORKER_TYPE
+from dicom_gateway.run_history import PrefectRunHistory
+from flows_engine.definition.naming import GATEWAY_POOL, WORKER_TYPE
 from flows_engine.wiring import site_engine
 
 # Pools of an earlier version are of Prefect's type, which asks the same of a worker. A pool keeps its type for good.
@@ -46,12 +47,15 @@ def serve(*, pool: str, name: str, slots: int) -> None:
                 f"work pool {pool!r} is of type {pool_type!r}; `prefect worker start --pool {pool}` serves it"
             )
         finish_moves(client, pool=pool)
+        # The gateway's own runs start no container, and its host may have no engine to ask.
+        runs_models = pool != GATEWAY_POOL
         resume_stranded_runs(
             client,
             pool=pool,
             worker_name=name,
             runs_folder=engine.runs,
-            remove_containers=lambda run_id: engine.remove_containers(run_id=run_id),
+            remove_containers=lambda run_id: engine.remove_containers(run_id=run_id) if runs_models else 0,
+            when_cancelled=PrefectRunHistory(client).withdraw,
         )
     worker = ("worker", "start", "--pool", pool, "--type", WORKER_TYPE, "--name", name, "--limit", str(slots))
     os.execv(sys.executable, [sys.executable, "-m", "prefect", *worker])  # noqa: S606

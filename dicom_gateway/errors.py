@@ -5,6 +5,7 @@
       ├─ InstanceRefusedError      the sender's object cannot be kept; carries the status that says so to it
       ├─ StartError                the gateway cannot start; a person has to change a setting or stop another program
       ├─ StudyNotHeldError         a person asked to release a study that is neither held nor without a match
+      ├─ RequestError              a person asked to process studies again, and not clearly, or what is not there
       └─ TriggerError              a flow run was not created
            ├─ TriggerUnavailableError   Prefect does not answer, or lets nobody in; all runs are kept, tried again
            │    └─ FlowUnavailableError     it answers, and cannot create a run of this flow; the same for its runs
@@ -39,6 +40,10 @@ class StartError(GatewayError):
 
 class StudyNotHeldError(GatewayError):
     """Only a study that is held, or matched nothing, can be released."""
+
+
+class RequestError(GatewayError):
+    """Studies cannot be processed again as a person asked for it. The message says what to ask instead."""
 
 
 class TriggerError(GatewayError):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +30,7 @@ EVERY_FLOW: Final = ""
 
 _BUSY_TIMEOUT_SECONDS: Final = 30.0
 _LONGEST_ERROR: Final = 500
+_PAGE: Final = 500
 _NOW: Final = "strftime('%Y-%m-%dT%H:%M:%f+00:00', 'now')"
 _SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS studies (
@@ -69,7 +70,26 @@ CREATE TABLE IF NOT EXISTS delays (
     flow   TEXT PRIMARY KEY,
     reason TEXT NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS reprocessed (
+    flow_run_id TEXT PRIMARY KEY,
+    study_id    TEXT NOT NULL,
+    flow        TEXT NOT NULL,
+    request_id  TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS reprocessed_by_study ON reprocessed (study_id);
+CREATE TABLE IF NOT EXISTS study_uids (
+    uid_hash TEXT NOT NULL,
+    study_id TEXT NOT NULL,
+    PRIMARY KEY (uid_hash, study_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS study_uids_by_study ON study_uids (study_id);
+CREATE TABLE IF NOT EXISTS uid_key (check_value TEXT NOT NULL) STRICT;
 """
+_NO_UID: Final = ""
+"""Stands among the hashes of a study that has no StudyInstanceUID: it was looked at."""
+_EARLIEST: Final = ""
+_LATEST: Final = "~"
+"""Stand before and behind every moment, as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +104,23 @@ class LedgerRun:
     attempts: int
     last_error: str
     """Why it could not be created yet, or never will be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReprocessedRun:
+    """One flow run that a person asked for. ``request_id`` is the flow run of the request that made it."""
+
+    flow: str
+    flow_run_id: str
+    request_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReceivedStudy:
+    """One study of a span of time, as far as it is known before its record is read."""
+
+    study_id: str
+    outcome: StudyOutcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +142,7 @@ class LedgerStudy:
     reason: str
     explanation: str
     runs: tuple[LedgerRun, ...]
+    reprocessed: tuple[ReprocessedRun, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,20 +204,23 @@ class Ledger:
         """Tell whether a study was about to be entered, and was not yet."""
         return bool(self._read("SELECT 1 FROM announced WHERE study_id = ?", study_id))
 
-    def add(self, record: StudyRecord) -> bool:
+    def add(self, record: StudyRecord, *, uid_hashes: Collection[str] | None = None) -> bool:
         """Enter a study that is in the store, held where it was announced so; return False where it was entered
-        before.
+        before. ``uid_hashes`` are those of its StudyInstanceUIDs, by which it is found again; None if they are not
+        known yet.
         """
         sender = f"{record.sender.ae_title}@{record.sender.host}"
         row = (record.study_id, _to_text(record.received_at), sender, record.instance_count, record.complete)
-        return self._add(row, held_because="")
+        return self._add(row, held_because="", uid_hashes=uid_hashes)
 
     def add_unreadable(self, study_id: str, *, reason: str) -> bool:
         """Enter a study as held of which nothing but the id is known; return False where it was entered before."""
         row = (study_id, _to_text(datetime.fromtimestamp(0, tz=UTC)), "UNKNOWN@", 0, False)
-        return self._add(row, held_because=_one_line(reason))
+        return self._add(row, held_because=_one_line(reason), uid_hashes=())
 
-    def _add(self, row: tuple[str, str, str, int, bool], *, held_because: str) -> bool:
+    def _add(
+        self, row: tuple[str, str, str, int, bool], *, held_because: str, uid_hashes: Collection[str] | None
+    ) -> bool:
         study_id = row[0]
         with self._transaction() as connection:
             announced = connection.execute(
@@ -192,6 +233,8 @@ class Ledger:
                 (*row, "held" if reason else "received", reason),
             )
             connection.execute("DELETE FROM announced WHERE study_id = ?", (study_id,))
+            if uid_hashes is not None:
+                _enter_uids(connection, study_id, uid_hashes)
             return cursor.rowcount == 1
 
     def has(self, study_id: str) -> bool:
@@ -334,12 +377,74 @@ class Ledger:
         rows = self._read("SELECT * FROM studies WHERE study_id = ?", study_id)
         return self._study(rows[0]) if rows else None
 
+    def received(self, *, since: datetime | None, until: datetime | None) -> Iterator[ReceivedStudy]:
+        """Yield the studies whose first instance came from ``since`` on and before ``until``, in the order in which
+        they were committed. Few are held in memory, and the ledger is free for others meanwhile.
+        """
+        last = ""
+        while True:
+            rows = self._read(
+                "SELECT study_id, outcome FROM studies WHERE received_at >= ? AND received_at < ? AND study_id > ? "
+                "ORDER BY study_id LIMIT ?",
+                *(*_span(since, until), last, _PAGE),
+            )
+            for row in rows:
+                yield ReceivedStudy(study_id=row["study_id"], outcome=row["outcome"])
+            if len(rows) < _PAGE:
+                return
+            last = rows[-1]["study_id"]
+
+    def count_received(self, *, since: datetime | None, until: datetime | None) -> int:
+        """Return how many studies ``received`` yields."""
+        (row,) = self._read(
+            "SELECT count(*) AS number FROM studies WHERE received_at >= ? AND received_at < ?", *_span(since, until)
+        )
+        number: int = row["number"]
+        return number
+
+    def reprocessed(self, run: ReprocessedRun, *, study_id: str) -> None:
+        """Write down that a run was made because a person asked for it. May be called twice for the same run."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO reprocessed (flow_run_id, study_id, flow, request_id) VALUES (?, ?, ?, ?)",
+                (run.flow_run_id, study_id, run.flow, run.request_id),
+            )
+
+    def studies_of(self, uid_hash: str) -> tuple[str, ...]:
+        """Return the ids of the studies that have an instance of the StudyInstanceUID so hashed, newest first."""
+        rows = self._read("SELECT study_id FROM study_uids WHERE uid_hash = ? ORDER BY study_id DESC", uid_hash)
+        return tuple(row["study_id"] for row in rows)
+
+    def without_uids(self) -> tuple[str, ...]:
+        """Return the ids of all studies whose StudyInstanceUIDs were never entered, newest first."""
+        rows = self._read(
+            "SELECT study_id FROM studies WHERE NOT EXISTS "
+            "(SELECT 1 FROM study_uids WHERE study_uids.study_id = studies.study_id) ORDER BY study_id DESC"
+        )
+        return tuple(row["study_id"] for row in rows)
+
+    def enter_uids(self, study_id: str, uid_hashes: Collection[str]) -> None:
+        """Enter the StudyInstanceUIDs of a study, hashed; it may have none."""
+        with self._transaction() as connection:
+            _enter_uids(connection, study_id, uid_hashes)
+
+    def use_uid_key(self, check_value: str) -> None:
+        """Forget all hashes that were made with another key than the one that ``check_value`` stands for."""
+        with self._transaction() as connection:
+            if connection.execute("SELECT 1 FROM uid_key WHERE check_value = ?", (check_value,)).fetchone():
+                return
+            connection.execute("DELETE FROM study_uids")
+            connection.execute("DELETE FROM uid_key")
+            connection.execute("INSERT INTO uid_key (check_value) VALUES (?)", (check_value,))
+
     def _study(self, row: sqlite3.Row) -> LedgerStudy:
         runs = self._read(
             "SELECT *, (SELECT reason FROM delays WHERE delays.flow IN (runs.flow, ?) ORDER BY delays.flow LIMIT 1) "
             "AS delay FROM runs WHERE study_id = ? ORDER BY flow",
             *(EVERY_FLOW, row["study_id"]),
         )
+        # In the order in which they were made: SQLite numbers rows as they come.
+        reprocessed = self._read("SELECT * FROM reprocessed WHERE study_id = ? ORDER BY rowid", row["study_id"])
         return LedgerStudy(
             study_id=row["study_id"],
             received_at=datetime.fromisoformat(row["received_at"]),
@@ -364,6 +469,10 @@ class Ledger:
                 )
                 for run in runs
             ),
+            reprocessed=tuple(
+                ReprocessedRun(flow=run["flow"], flow_run_id=run["flow_run_id"], request_id=run["request_id"])
+                for run in reprocessed
+            ),
         )
 
     def _read(self, statement: str, *values: object) -> Sequence[sqlite3.Row]:
@@ -383,6 +492,17 @@ class Ledger:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+
+def _span(since: datetime | None, until: datetime | None) -> tuple[str, str]:
+    return (_to_text(since) if since else _EARLIEST, _to_text(until) if until else _LATEST)
+
+
+def _enter_uids(connection: sqlite3.Connection, study_id: str, uid_hashes: Collection[str]) -> None:
+    connection.executemany(
+        "INSERT OR IGNORE INTO study_uids (uid_hash, study_id) VALUES (?, ?)",
+        [(uid_hash, study_id) for uid_hash in uid_hashes or (_NO_UID,)],
+    )
 
 
 def _pending_run(row: sqlite3.Row) -> PendingRun:

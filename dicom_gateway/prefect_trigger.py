@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 from uuid import UUID
@@ -43,21 +44,21 @@ class PrefectTrigger:
     ) -> None:
         self._client.__exit__(kind, error, trace)
 
-    def trigger(self, request: RunRequest, *, idempotency_key: str) -> str:
+    def trigger(self, request: RunRequest, *, idempotency_key: str, queue: str = "", tags: Sequence[str] = ()) -> str:
         """Create the flow run that ``request`` describes, unless it is there already, and return its id."""
         name = request.definition.name
         try:
             run_id = self._create(
                 self._deployment_id(name),
                 DeploymentFlowRunCreate(
-                    name=f"{name} {request.study_id}",
+                    name=naming.run_name(name, request.study_id),
                     parameters=request.model_dump(mode="json", exclude_none=True),
                     # A RunRequest is typed already. Prefect 3.8 would check the schema of the parameters against its
                     # meta schema, twice, for every run: more work than all the rest of creating one.
                     enforce_parameter_schema=False,
                     idempotency_key=idempotency_key,
-                    tags=[naming.study_tag(request.study_id)],
-                    work_queue_name=naming.work_queue(request.definition.priority),
+                    tags=[naming.study_tag(request.study_id), *tags],
+                    work_queue_name=queue or naming.work_queue(request.definition.priority),
                 ),
             )
         except httpx.TransportError as error:

@@ -5,6 +5,13 @@ from __future__ import annotations
 from typing import Final, Literal
 
 FLOW_NAME: Final = "process-study"
+REPROCESS_FLOW_NAME: Final = "reprocess"
+REPROCESS_DEPLOYMENT_NAME: Final = "study"
+GATEWAY_POOL: Final = "gateway"
+"""Where runs wait that need the gateway's own disk, and no model."""
+BACKGROUND_QUEUE: Final = "background"
+"""Where runs wait that nobody waits for: behind every priority."""
+PREFECTS_OWN_QUEUE: Final = "default"
 MANAGED_TAG: Final = "dicomflow"
 WORKER_TYPE: Final = "dicomflow"
 """The type of our work pools, and of the workers that serve them."""
@@ -44,9 +51,29 @@ def queue_priority(priority: int) -> int:
     return PRIORITIES.stop - priority
 
 
+def queues(pool: str) -> dict[str, int]:
+    """Return the queues that we make in ``pool`` with Prefect's numbers for them, the one that is served first at the
+    front.
+    """
+    if pool == GATEWAY_POOL:
+        return {}
+    by_priority = {work_queue(priority): queue_priority(priority) for priority in reversed(PRIORITIES)}
+    return {**by_priority, BACKGROUND_QUEUE: len(by_priority) + 1}
+
+
+def last_queue(pool: str) -> str:
+    """Return the queue that is made last in ``pool``: the pool is whole when it is there."""
+    return next(reversed(queues(pool)), PREFECTS_OWN_QUEUE)
+
+
 def deployment(definition_name: str) -> str:
     """Return the full name that ``prefect deployment run`` takes."""
     return f"{FLOW_NAME}/{definition_name}"
+
+
+def run_name(definition_name: str, study_id: str) -> str:
+    """Return the name of every run of one flow on one study."""
+    return f"{definition_name} {study_id}"
 
 
 def study_tag(study_id: str) -> str:
@@ -76,3 +103,13 @@ def definition_tags(*, version: str, priority: int) -> list[str]:
 
 
 Reason = Literal["received", "reprocess"]
+
+
+def reason_tag(reason: Reason) -> str:
+    """Return the tag by which runs are found that were made for ``reason``."""
+    return f"reason:{reason}"
+
+
+def request_tag(request_id: str) -> str:
+    """Return the tag of all runs that one request for reprocessing made; it is named by its own run's id."""
+    return f"{REPROCESS_FLOW_NAME}:{request_id}"

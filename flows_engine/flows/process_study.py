@@ -37,6 +37,7 @@ def process_study(
     *,
     study_id: str,
     reason: Reason = "received",  # noqa: ARG001 - shown with the run
+    note: str = "",  # noqa: ARG001 - shown with the run
     received_at: datetime,  # noqa: ARG001 - shown with the run
     sender: Sender,
     study_uri: str,  # noqa: ARG001 - for workers that do not share the gateway's disk

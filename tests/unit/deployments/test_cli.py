@@ -25,6 +25,8 @@ def test_help_names_every_command(dicomflow):
         "studies",
         "explain",
         "release",
+        "reprocess",
+        "backtest",
         "runs",
         "queue",
         "priority",

@@ -4,12 +4,21 @@ from dataclasses import replace
 
 import pytest
 
-from deployments.plan import Deployment, PrefectContents, desired_deployment, differences, plan, pools_for, retired
+from deployments.plan import (
+    Deployment,
+    PrefectContents,
+    desired_deployment,
+    differences,
+    plan,
+    pools_for,
+    reprocess_deployment,
+    retired,
+)
 from flows_engine.definition.schema import FlowDefinition
 from tests.fakes.definitions import flow
 
 SCHEMA = {"type": "object"}
-QUEUES = {f"priority-{priority}": 6 - priority for priority in range(6)}
+QUEUES = {**{f"priority-{priority}": 6 - priority for priority in range(6)}, "background": 7}
 POOLS = {"cpu": QUEUES, "gpu": QUEUES}
 
 
@@ -18,10 +27,14 @@ def wanted(name: str = "A", **values: object) -> Deployment:
     return desired_deployment(FlowDefinition.model_validate({**document, **values}), parameter_schema=SCHEMA)
 
 
+def reprocessing(instance_id: str = "this") -> Deployment:
+    return reprocess_deployment(parameter_schema=SCHEMA, instance_id=instance_id)
+
+
 def holding(*deployments: Deployment, busy: tuple[str, ...] = (), queues=POOLS) -> PrefectContents:
     return PrefectContents(
         queue_priorities=queues,
-        deployments={deployment.name: deployment for deployment in deployments},
+        deployments={deployment.key: deployment for deployment in deployments},
         with_unfinished_runs=frozenset(busy),
     )
 
@@ -29,7 +42,7 @@ def holding(*deployments: Deployment, busy: tuple[str, ...] = (), queues=POOLS) 
 def test_an_empty_server_gets_pools_then_queues_from_the_highest_down_then_deployments():
     changes = plan([wanted()], holding(queues={}))
 
-    queues = [f"priority-{priority}" for priority in (5, 4, 3, 2, 1, 0)]
+    queues = [*(f"priority-{priority}" for priority in (5, 4, 3, 2, 1, 0)), "background"]
     pool = [("create pool", ""), *(("create queue", f"/{queue}") for queue in queues)]
     assert [(change.action, change.name) for change in changes] == [
         *((action, f"cpu{name}") for action, name in pool),
@@ -43,13 +56,13 @@ def test_what_is_as_it_should_be_is_left_alone():
 
 
 def test_a_pool_that_was_made_half_way_gets_its_missing_queues():
-    half = {name: number for name, number in QUEUES.items() if name not in {"priority-4", "priority-0"}}
+    half = {name: number for name, number in QUEUES.items() if name not in {"priority-4", "background"}}
 
     changes = plan([], holding(queues={"cpu": half, "gpu": QUEUES}))
 
     assert [str(change) for change in changes] == [
         "create queue cpu/priority-4: Prefect priority 2",
-        "create queue cpu/priority-0: Prefect priority 6",
+        "create queue cpu/background: Prefect priority 7",
     ]
 
 
@@ -253,3 +266,32 @@ def test_deployments_of_the_same_definition_do_not_differ():
 
     assert differences(one, other) == []
     assert differences(one, replace(other, description="by hand")) == ["description"]
+
+
+def test_an_installation_has_a_pool_without_our_queues_in_which_it_is_asked_to_process_again():
+    changes = plan([reprocessing()], holding())
+
+    assert [str(change) for change in changes] == [
+        "create pool gateway",
+        "create reprocess/study: pool gateway, queue default",
+    ]
+    assert changes[1].deployment == reprocessing()
+    assert plan([reprocessing()], holding(reprocessing(), queues={**POOLS, "gateway": {"default": 1}})) == ()
+
+
+def test_a_flow_called_study_is_another_deployment_than_the_one_that_processes_again():
+    present = holding(reprocessing(), queues={**POOLS, "gateway": {}})
+
+    (change,) = plan([wanted("study"), reprocessing()], present, instance_id=OURS)
+
+    assert str(change) == "create study: pool cpu, queue priority-0"
+    assert change.deployment is not None
+    assert change.deployment.flow_name == "process-study"
+
+
+def test_what_processes_again_belongs_to_an_installation_and_runs_the_gateways_flow():
+    deployment = reprocessing()
+
+    assert deployment.tags == ("dicomflow", "instance:this")
+    assert (deployment.flow_name, deployment.name, deployment.key) == ("reprocess", "study", "reprocess/study")
+    assert deployment.entrypoint == "dicom_gateway.reprocess.reprocess"

@@ -36,9 +36,9 @@ def test_the_file_lies_in_the_current_folder_and_holds_the_site_s_flows(dicomflo
 
     done = dicomflow("deploy", "--write")
 
-    assert (done.returncode, done.stdout, done.stderr) == (0, "prefect.yaml is written: 2 deployments\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "prefect.yaml is written: 3 deployments\n", "")
     assert files(elsewhere) == ["prefect.yaml"]
-    assert names(elsewhere / "prefect.yaml") == ["a", "b"]
+    assert names(elsewhere / "prefect.yaml") == ["a", "b", "study"]
     assert str(site.flow_directory.parent) not in (elsewhere / "prefect.yaml").read_text()
 
 
@@ -48,10 +48,10 @@ def test_a_second_time_it_is_left_as_it_is_and_a_change_is_written(dicomflow, si
     dicomflow("deploy", "--write", str(file))
     before = file.stat()
 
-    assert dicomflow("deploy", "--write", str(file)).stdout == f"{file} is as it would be written: 1 deployments\n"
+    assert dicomflow("deploy", "--write", str(file)).stdout == f"{file} is as it would be written: 2 deployments\n"
     assert file.stat().st_mtime_ns == before.st_mtime_ns
     (site.flow_directory / "a.yaml").write_text(SMALLEST + "version: 7\n")
-    assert dicomflow("deploy", "--write", str(file)).stdout == f"{file} is written: 1 deployments\n"
+    assert dicomflow("deploy", "--write", str(file)).stdout == f"{file} is written: 2 deployments\n"
     assert "version: '7'" in file.read_text()
 
 
@@ -82,7 +82,7 @@ def test_a_bad_definition_leaves_the_file_as_it_is(dicomflow, site, elsewhere):
     problem, consequence = done.stderr.splitlines()
     assert problem.startswith(f"{site.flow_directory}/b.yaml:3: priority: ")
     assert consequence == "prefect.yaml is left as it is, because a flow would be missing from it"
-    assert names(elsewhere / "prefect.yaml") == ["a"]
+    assert names(elsewhere / "prefect.yaml") == ["a", "study"]
 
 
 def test_two_files_with_one_name_are_both_named_and_nothing_is_written(dicomflow, site, elsewhere):

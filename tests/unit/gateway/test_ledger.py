@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
 from dicom_gateway.errors import StudyNotHeldError
-from dicom_gateway.ledger import EVERY_FLOW, Decision, Ledger
+from dicom_gateway.ledger import EVERY_FLOW, Decision, Ledger, ReprocessedRun
+
+NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 
 
 def triggered(*requests):
@@ -280,3 +283,80 @@ def test_what_was_written_is_there_after_a_restart(tmp_path, make_record):
     again = Ledger(tmp_path / "l.sqlite")
     assert len(again.undecided()) == 1
     again.close()
+
+
+def test_studies_of_a_span_come_with_their_outcome_however_many_are_read_at_once(ledger, make_record, monkeypatch):
+    monkeypatch.setattr("dicom_gateway.ledger._PAGE", 2)
+    records = [make_record(f"{number:04d}") for number in range(5)]
+    for hour, record in enumerate(records):
+        ledger.add(record.model_copy(update={"received_at": NOW + timedelta(hours=hour)}))
+    ledger.decide(records[2].study_id, Decision(outcome="no-match", reason="none"))
+    span = {"since": NOW + timedelta(hours=1), "until": NOW + timedelta(hours=4)}
+
+    found = list(ledger.received(**span))
+
+    assert [study.study_id for study in found] == [record.study_id for record in records[1:4]]
+    assert [study.outcome for study in found] == ["received", "no-match", "received"]
+    assert ledger.count_received(**span) == 3
+
+
+def test_a_span_may_be_open_on_either_side(ledger, make_record):
+    for hour in range(3):
+        ledger.add(make_record(f"{hour:04d}").model_copy(update={"received_at": NOW + timedelta(hours=hour)}))
+
+    assert ledger.count_received(since=NOW + timedelta(hours=1), until=None) == 2
+    assert ledger.count_received(since=None, until=NOW + timedelta(hours=1)) == 1
+    assert ledger.count_received(since=None, until=None) == 3
+
+
+def test_a_span_is_the_same_moment_in_every_time_zone(ledger, make_record):
+    ledger.add(make_record())
+    two_hours_east = timezone(timedelta(hours=2))
+
+    assert ledger.count_received(since=NOW.astimezone(two_hours_east), until=None) == 1
+    assert ledger.count_received(since=None, until=NOW.astimezone(two_hours_east)) == 0
+
+
+def test_a_run_that_a_person_asked_for_is_kept_with_its_study_once(ledger, make_record):
+    study_id = make_record().study_id
+    ledger.add(make_record())
+    runs = [ReprocessedRun(flow=flow, flow_run_id=f"run-{flow}", request_id="request") for flow in ("B", "A")]
+
+    for run in (*runs, *runs):
+        ledger.reprocessed(run, study_id=study_id)
+
+    assert ledger.study(study_id).reprocessed == tuple(runs)
+
+
+def test_a_study_is_found_by_each_of_its_uids_the_newest_reception_first(ledger, make_record):
+    for number, uids in (("0001", {"h1"}), ("0002", {"h1", "h2"}), ("0003", {"h3"})):
+        ledger.add(make_record(number), uid_hashes=uids)
+
+    assert [study_id[-4:] for study_id in ledger.studies_of("h1")] == ["0002", "0001"]
+    assert [study_id[-4:] for study_id in ledger.studies_of("h2")] == ["0002"]
+    assert ledger.studies_of("unknown") == ()
+
+
+def test_studies_of_an_older_ledger_are_without_uids_until_those_are_entered(ledger, make_record):
+    ledger.add(make_record("0001"))
+    ledger.add(make_record("0002"))
+    ledger.add(make_record("0003"), uid_hashes=())
+    ledger.add_unreadable(make_record("0004").study_id, reason="damaged")
+
+    assert [study_id[-4:] for study_id in ledger.without_uids()] == ["0002", "0001"]
+    ledger.enter_uids(make_record("0001").study_id, {"h1"})
+    ledger.enter_uids(make_record("0002").study_id, ())
+    assert ledger.without_uids() == ()
+    assert ledger.studies_of("h1") == (make_record("0001").study_id,)
+
+
+def test_hashes_of_another_key_are_forgotten_and_those_of_the_same_one_kept(ledger, make_record):
+    ledger.use_uid_key("one")
+    ledger.add(make_record(), uid_hashes={"h1"})
+
+    ledger.use_uid_key("one")
+    assert ledger.studies_of("h1") == (make_record().study_id,)
+
+    ledger.use_uid_key("another")
+    assert ledger.studies_of("h1") == ()
+    assert ledger.without_uids() == (make_record().study_id,)

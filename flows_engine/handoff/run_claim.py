@@ -8,23 +8,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from flows_engine.errors import WorkspaceError
-
 _LOCK_NAME: Final = "claim"
+
+
+class RunClaimedError(RuntimeError):
+    """Another process of this host is executing the run."""
 
 
 @contextmanager
 def claim(run_folder: Path) -> Iterator[None]:
     """Hold a run for as long as the context lasts, and not longer than this process lives.
 
-    Raises ``WorkspaceError`` where another process of this host holds it: two would write into the same folders.
+    Raises ``RunClaimedError`` where another process of this host holds it: two would write into the same folders.
     """
     run_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (run_folder / _LOCK_NAME).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise WorkspaceError("another process of this host is executing this run") from None
+            raise RunClaimedError("another process of this host is executing this run") from None
         yield
 
 

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from flows_engine.errors import WorkspaceError
-from flows_engine.run_claim import began_here, claim, is_claimed
+from flows_engine.handoff.run_claim import RunClaimedError, began_here, claim, is_claimed
 from tests.services import ROOT
 
 HOLDS_FOR_EVER = """
 import sys
 from pathlib import Path
-from flows_engine.run_claim import claim
+from flows_engine.handoff.run_claim import claim
 
 with claim(Path(sys.argv[1])):
     print("held", flush=True)
@@ -72,7 +71,7 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path: Path, holder: subproc
 
 
 def test_two_processes_cannot_execute_one_run(tmp_path: Path, holder: subprocess.Popen[bytes]):
-    with pytest.raises(WorkspaceError, match="another process of this host"), claim(tmp_path / "run"):
+    with pytest.raises(RunClaimedError, match="another process of this host"), claim(tmp_path / "run"):
         pytest.fail("claimed twice")
 
     assert holder.poll() is None
