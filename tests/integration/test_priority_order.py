@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -11,11 +12,13 @@ import anyio
 import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
 
 from deployments.apply import bring_into_step
-from deployments.study_worker import StudyWorker
+from deployments.pool_template import JOB_TEMPLATE
 from deployments.successor import place
 from flows_engine.definition.naming import PRIORITIES, work_queue
+from flows_engine.study_worker import StudyWorker
 from tests.fakes.definitions import flow
 
 pytestmark = pytest.mark.prefect
@@ -106,12 +109,18 @@ class OneSlot:
 def slot(empty_prefect: str, tmp_path: Path) -> Iterator[OneSlot]:
     with get_client(sync_client=True) as client:
         bring_into_step(client, FLOWS)
+        # The pools that we make leave no choice of the command.
+        template = copy.deepcopy(JOB_TEMPLATE)
+        template["job_configuration"]["command"] = "{{ command }}"
+        template["variables"]["properties"]["command"] = {"type": "string"}
+        client.update_work_pool("cpu", WorkPoolUpdate(base_job_template=template))
         slot = OneSlot(client, api_url=empty_prefect, folder=tmp_path)
         yield slot
         for path in ("cpu", "cpu/queues/priority-5"):
             slot.pause(path, paused=False)
         for deployment in client.read_deployments():
             client.delete_deployment(deployment.id)  # and at once, with it, all its runs that wait
+        client.update_work_pool("cpu", WorkPoolUpdate(base_job_template=JOB_TEMPLATE))
 
 
 def test_thirty_runs_of_several_flows_begin_by_priority_and_then_by_arrival(slot: OneSlot):
