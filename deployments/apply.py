@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from typing import Any
 from uuid import UUID
@@ -21,13 +21,25 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import TERMINAL_STATES, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, ConcurrencyLimitStrategy, ConcurrencyOptions, StateType
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.client.schemas.sorting import DeploymentSort
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.utilities.callables import parameter_schema
-from prefect.workers.process import ProcessWorker
 
-from deployments.plan import Change, Deployment, PrefectContents, desired_deployment, plan
+from deployments.gone_definitions import mark_waiting_runs, unmark_runs
+from deployments.plan import (
+    Change,
+    Deployment,
+    PrefectContents,
+    desired_deployment,
+    plan,
+    pool_changes,
+    reprocess_deployment,
+)
+from deployments.pool_template import JOB_TEMPLATE
+from deployments.server_errors import unless_it_is_gone
+from dicom_gateway.reprocess import reprocess
 from flows_engine.definition import naming
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.flows.process_study import process_study
@@ -42,13 +54,18 @@ def process_study_schema() -> dict[str, Any]:
     return parameter_schema(process_study).model_dump_for_openapi()
 
 
+def reprocess_schema() -> dict[str, Any]:
+    """Return the schema of what can be asked for when studies are processed again."""
+    return parameter_schema(reprocess).model_dump_for_openapi()
+
+
 def bring_into_step(
     client: SyncPrefectClient, definitions: Iterable[FlowDefinition], *, instance_id: str | None = None
 ) -> tuple[Change, ...]:
     """Change on the server what has to change for ``definitions``, and return what that was.
 
     Deployments are marked as made by the installation ``instance_id``, and only such are ever removed; without one,
-    none are.
+    none are. An installation is also given the deployment by which its studies are processed again.
     """
     changes = plan_changes(client, definitions, instance_id=instance_id)
     apply(client, changes)
@@ -63,34 +80,64 @@ def plan_changes(
     desired = [
         desired_deployment(definition, parameter_schema=schema, instance_id=instance_id) for definition in definitions
     ]
-    contents = read_contents(client, wanted={deployment.name for deployment in desired})
+    if instance_id is not None:
+        desired.append(reprocess_deployment(parameter_schema=reprocess_schema(), instance_id=instance_id))
+    contents = read_contents(client, wanted={deployment.key for deployment in desired})
     return plan(desired, contents, instance_id=instance_id)
+
+
+def make_pools(client: SyncPrefectClient, pools: Iterable[str]) -> tuple[Change, ...]:
+    """Make what is missing of work pools and their queues, with their priorities, and return what that was."""
+    changes = tuple(pool_changes(pools, _queue_priorities(client)))
+    apply(client, changes)
+    return changes
 
 
 def read_contents(client: SyncPrefectClient, *, wanted: Container[str] = ()) -> PrefectContents:
     """Return what the server holds for us. Runs are looked for only where the deployment is none of ``wanted``."""
-    queues = {
-        pool.name: {queue.name: queue.priority or 0 for queue in client.read_work_queues(work_pool_name=pool.name)}
-        for pool in client.read_work_pools()
-        if pool.name == "cpu" or pool.name.split("-")[0] == "gpu"
-    }
-    responses = list(_deployments(client))
+    responses = list(_deployments(client, naming.FLOW_NAME))
     gone = [response for response in responses if response.name not in wanted]
+    others = _deployments(client, naming.REPROCESS_FLOW_NAME)
+    deployments = [
+        *(_as_deployment(response, naming.FLOW_NAME) for response in responses),
+        *(_as_deployment(response, naming.REPROCESS_FLOW_NAME) for response in others),
+    ]
     return PrefectContents(
-        queue_priorities=queues,
-        deployments={response.name: _as_deployment(response) for response in responses},
-        with_unfinished_runs=frozenset(found.name for found in gone if _has_runs(client, found.id, _UNFINISHED)),
-        with_failed_runs=frozenset(found.name for found in gone if _has_runs(client, found.id, _FAILED)),
+        queue_priorities=_queue_priorities(client),
+        deployments={deployment.key: deployment for deployment in deployments},
+        with_unfinished_runs=_with_runs(client, gone, _UNFINISHED),
+        with_failed_runs=_with_runs(client, gone, _FAILED),
     )
 
 
-def _deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
+def _queue_priorities(client: SyncPrefectClient) -> dict[str, dict[str, int]]:
+    return {
+        pool.name: {queue.name: queue.priority or 0 for queue in client.read_work_queues(work_pool_name=pool.name)}
+        for pool in client.read_work_pools()
+        if pool.name in {"cpu", naming.GATEWAY_POOL} or pool.name.split("-")[0] == "gpu"
+    }
+
+
+def _deployments(client: SyncPrefectClient, flow_name: str) -> Iterator[DeploymentResponse]:
     ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[naming.MANAGED_TAG]))
+    of_flow = FlowFilter(name=FlowFilterName(any_=[flow_name]))
     for page in count():
-        found = client.read_deployments(deployment_filter=ours, limit=_PAGE, offset=page * _PAGE)
+        found = client.read_deployments(
+            flow_filter=of_flow,
+            deployment_filter=ours,
+            sort=DeploymentSort.NAME_ASC,
+            limit=_PAGE,
+            offset=page * _PAGE,
+        )
         yield from found
         if len(found) < _PAGE:
             return
+
+
+def _with_runs(
+    client: SyncPrefectClient, deployments: Iterable[DeploymentResponse], states: Sequence[StateType]
+) -> frozenset[str]:
+    return frozenset(found.name for found in deployments if _has_runs(client, found.id, states))
 
 
 def _has_runs(client: SyncPrefectClient, deployment_id: UUID, states: Sequence[StateType]) -> bool:
@@ -101,7 +148,8 @@ def _has_runs(client: SyncPrefectClient, deployment_id: UUID, states: Sequence[S
     return bool(client.read_flow_runs(flow_run_filter=runs, limit=1))
 
 
-def _as_deployment(response: DeploymentResponse) -> Deployment:
+def _as_deployment(response: DeploymentResponse, flow_name: str) -> Deployment:
+    limit, options = response.global_concurrency_limit, response.concurrency_options
     return Deployment(
         name=response.name,
         version=response.version or "",
@@ -113,11 +161,16 @@ def _as_deployment(response: DeploymentResponse) -> Deployment:
         parameter_schema=response.parameter_openapi_schema or {},
         entrypoint=response.entrypoint or "",
         paused=response.paused,
+        concurrency_limit=None if limit is None else limit.limit,
+        collision_strategy=None if options is None else options.collision_strategy.value,
+        flow_name=flow_name,
     )
 
 
 def apply(client: SyncPrefectClient, changes: Iterable[Change]) -> None:
     """Do what ``changes`` say, in their order."""
+    # One after the other: Prefect's server works on one request at a time, and several at once take as long.
+    flow_ids: dict[str, UUID] = {}
     for change in changes:
         match change.action:
             case "create pool":
@@ -125,38 +178,48 @@ def apply(client: SyncPrefectClient, changes: Iterable[Change]) -> None:
             case "create queue":
                 _create_queue(client, *change.name.rsplit("/", 1))
             case "create" | "update" if change.deployment is not None:
-                _create_deployment(client, change.deployment)
-            case "pause":
-                _pause_deployment(client, change.name)
+                flow_name = change.deployment.flow_name
+                if flow_name not in flow_ids:
+                    flow_ids[flow_name] = client.create_flow_from_name(flow_name)
+                _create_or_update(client, change.deployment, comes_back=change.comes_back, flow_id=flow_ids[flow_name])
+            case "pause" if change.deployment is not None:
+                _pause_deployment(client, change.deployment)
             case "delete":
                 _delete_deployment(client, change.name)
 
 
 def _create_pool(client: SyncPrefectClient, name: str) -> None:
-    template = ProcessWorker.get_default_base_job_template()
-    # Left to itself, the process worker starts a second Python just to look for the flow's code. It is installed.
-    variables = template["variables"]["properties"]
-    variables["command"]["default"] = "python -m prefect.engine"
-    # A run outlives its worker, but not a console that breaks under its log; Prefect's API has the log.
-    variables["stream_output"]["default"] = False
+    from prefect.workers.process import ProcessWorker  # noqa: PLC0415 - takes long, and is seldom needed
+
     try:
-        client.create_work_pool(WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template))
+        client.create_work_pool(WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=JOB_TEMPLATE))
     except ObjectAlreadyExists:
         return  # someone else was a moment earlier
 
 
 def _create_queue(client: SyncPrefectClient, pool: str, queue: str) -> None:
     try:
-        client.create_work_queue(
-            queue, work_pool_name=pool, priority=naming.queue_priority(int(queue.rsplit("-", 1)[1]))
-        )
+        client.create_work_queue(queue, work_pool_name=pool, priority=naming.queues(pool)[queue])
     except ObjectAlreadyExists:
         return
 
 
-def _create_deployment(client: SyncPrefectClient, deployment: Deployment) -> None:
-    client.create_deployment(  # Prefect updates a deployment that is there
-        flow_id=client.create_flow_from_name(naming.FLOW_NAME),
+def _create_or_update(client: SyncPrefectClient, deployment: Deployment, *, comes_back: bool, flow_id: UUID) -> None:
+    if not comes_back:
+        _write_deployment(client, deployment, flow_id=flow_id)
+        return
+    # It stays paused until its runs say so, too: a step that is cut off here is taken again.
+    deployment_id = _write_deployment(client, replace(deployment, paused=True), flow_id=flow_id)
+    unmark_runs(client, deployment_id)
+    client.update_deployment(deployment_id, DeploymentUpdate(paused=False))
+
+
+def _write_deployment(client: SyncPrefectClient, deployment: Deployment, *, flow_id: UUID) -> UUID:
+    options = None
+    if deployment.collision_strategy is not None:
+        options = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(deployment.collision_strategy))
+    return client.create_deployment(  # Prefect updates a deployment that is there
+        flow_id=flow_id,
         name=deployment.name,
         version=deployment.version,
         description=deployment.description,
@@ -167,13 +230,20 @@ def _create_deployment(client: SyncPrefectClient, deployment: Deployment) -> Non
         parameter_openapi_schema=dict(deployment.parameter_schema),
         enforce_parameter_schema=True,
         entrypoint=deployment.entrypoint,
+        pull_steps=[],
         paused=deployment.paused,
+        concurrency_limit=deployment.concurrency_limit,
+        concurrency_options=options,
     )
 
 
-def _pause_deployment(client: SyncPrefectClient, name: str) -> None:
-    for found in _named(client, name):
-        with suppress(ObjectNotFound):
+def _pause_deployment(client: SyncPrefectClient, retired: Deployment) -> None:
+    for found in _named(client, retired.name):
+        with unless_it_is_gone():
+            # Runs made from now on take over its tags. It is paused last: a step that is cut off is taken again.
+            telling = DeploymentUpdate(tags=list(retired.tags), description=retired.description)
+            client.update_deployment(found.id, telling)
+            mark_waiting_runs(client, found.id)
             client.update_deployment(found.id, DeploymentUpdate(paused=True))
 
 
@@ -182,7 +252,7 @@ def _delete_deployment(client: SyncPrefectClient, name: str) -> None:
         # Prefect deletes scheduled runs with their deployment: what was triggered since the plan was made has to stay.
         if _has_runs(client, found.id, _UNFINISHED):
             continue
-        with suppress(ObjectNotFound):
+        with unless_it_is_gone():
             client.delete_deployment(found.id)
 
 

@@ -4,6 +4,9 @@ CommandError
   ├─ StartupError            the services of this host did not come up
   ├─ ServerUnreachableError  Prefect's server does not answer, or not as one
   ├─ PoolMissingError        Prefect has no such work pool
+  ├─ RunNotFoundError        no run is called so, or several are
+  ├─ MoveRefusedError        a run cannot go to another queue
+  ├─ UnknownStateError       no state is called so
   ├─ DemoFailedError         the demonstration did not end with every instance delivered
   ├─ ToolMissingError        a tool of DCMTK is not installed
   └─ ToolFailedError         a tool of DCMTK did not do what it was started for

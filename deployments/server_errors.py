@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from deployments.errors import CommandError
 
@@ -30,3 +30,16 @@ def told_in_one_line(api_url: object) -> Iterator[None]:
             f"what answers at {api_url} says HTTP status {error.response.status_code}; "
             "see the Prefect server's log, and check PREFECT_API_URL (it ends in /api) and its credentials"
         ) from None
+
+
+@contextmanager
+def unless_it_is_gone() -> Iterator[None]:
+    """Go on quietly where the server has no such thing any more: somebody else has just deleted it."""
+    try:
+        yield
+    except ObjectNotFound:
+        return
+    except PrefectHTTPStatusError as error:
+        # Only some methods of Prefect's client turn this status into an ObjectNotFound.
+        if error.response.status_code != httpx.codes.NOT_FOUND:
+            raise

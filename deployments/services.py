@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.embedded_postgres import connection_url, socket_path
+from flows_engine.definition import naming
 
 PREFECT_PORT = 4200  # Prefect's own default
+GATEWAY_SLOTS = 8
+"""Requests that are carried out at once. One in bulk takes a slot for as long as its runs wait, and hardly any work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,11 @@ def host_plan(facts: HostFacts) -> HostPlan:
     api_url = facts.environ.get("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
     postgres_data = facts.data_dir / "postgres"
 
-    services = [_gateway(), _worker(facts, api_url, pool="cpu", slots=facts.cpu_slots)]
+    services = [
+        _gateway(),
+        _worker(facts, api_url, pool="cpu", slots=facts.cpu_slots),
+        _worker(facts, api_url, pool=naming.GATEWAY_POOL, slots=GATEWAY_SLOTS),
+    ]
     if facts.gpus:
         services.append(_worker(facts, api_url, pool="gpu", slots=len(facts.gpus)))
     if own_server:
@@ -88,6 +95,11 @@ _PREFECT_DEFAULTS = {
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
     # Prefect's default of ten seconds is most of what a short model takes.
     "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+    # In memory, Prefect's default, a server that starts again ends every run of a flow that has a concurrency_limit.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # Under a long queue Prefect would give every waiting run another state, Late, which says nothing that we do not
+    # know and takes its server longer than making the run has.
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
 }
 
 
@@ -132,7 +144,7 @@ def _worker(facts: HostFacts, api_url: str, *, pool: str, slots: int) -> Service
         str(slots),
     )
     # A worker that comes before its pool would make the pool, without its queues and their priorities.
-    queue = f"{api_url}/work_pools/{pool}/queues/priority-0"
+    queue = f"{api_url}/work_pools/{pool}/queues/{naming.last_queue(pool)}"
     return Service(name=f"worker-{pool}", command=_when_ready(queue, worker), rank=40, stop_seconds=60)
 
 

@@ -28,8 +28,9 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
-from flows_engine.definition.naming import FLOW_NAME
-from flows_engine.run_claim import began_here, is_claimed
+from flows_engine.definition.naming import FLOW_NAME, REPROCESS_FLOW_NAME
+from flows_engine.definition.state_codes import CODE_OF_NAME
+from flows_engine.handoff.run_claim import began_here, is_claimed
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +47,13 @@ def resume_stranded_runs(
     worker_name: str,
     runs_folder: Path,
     remove_containers: Callable[[str], int],
+    when_cancelled: Callable[[str], object] = lambda _: None,
 ) -> int:
     """Schedule the stranded runs of this host again and return how many there were. For before a worker starts.
 
     A run that another host may be executing is left alone. One that was started many times is given up, visibly: it is
-    probably what kills its process.
+    probably what kills its process. ``when_cancelled`` gets the id of each run that was being cancelled, and does what
+    its own process no longer can.
     """
     alone = not _other_workers(client, pool=pool, worker_name=worker_name)
     resumed = 0
@@ -63,6 +66,8 @@ def resume_stranded_runs(
         if is_claimed(folder):
             continue
         remove_containers(str(run.id))
+        if run.state_type == StateType.CANCELLING:
+            when_cancelled(str(run.id))
         _resume(client, run)
         resumed += 1
     return resumed
@@ -79,7 +84,7 @@ def _unfinished(client: SyncPrefectClient, *, pool: str) -> list[FlowRun]:
     found: list[FlowRun] = []
     while len(found) % _PAGE == 0:
         page = client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW_NAME])),
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW_NAME, REPROCESS_FLOW_NAME])),
             flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun))),
             work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
             limit=_PAGE,
@@ -100,9 +105,15 @@ def _let_settle(run: FlowRun, folder: Path) -> None:
 def _resume(client: SyncPrefectClient, run: FlowRun) -> None:
     if run.state is not None and run.state.type == StateType.CANCELLING:
         state: State[Any] = Cancelled(message="its process was gone before it could be cancelled")
-    elif run.run_count >= _MOST_STARTS:
-        state = Crashed(message=f"its process was gone after each of {run.run_count} starts; retry it by hand")
+    elif (starts := _starts(client, run)) >= _MOST_STARTS:
+        state = Crashed(message=f"its process was gone after each of {starts} starts; retry it by hand")
     else:
         state = AwaitingRetry(message="its process was gone; it goes on where it was cut off")
     client.set_flow_run_state(run.id, state, force=True)
     logger.warning("run %s was stranded; now %s", run.id, state.name, extra={"action": "run_resumed"})
+
+
+def _starts(client: SyncPrefectClient, run: FlowRun) -> int:
+    # Not its run_count: that counts Finished and Sending as well, which are of the same type.
+    states = client.read_flow_run_states(run.id)
+    return sum(state.is_running() and state.name not in CODE_OF_NAME for state in states)

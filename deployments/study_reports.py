@@ -30,10 +30,11 @@ def print_studies(console: Console, settings: SiteSettings, *, limit: int) -> No
     ledger = open_ledger(settings.data_dir)
     try:
         for study in ledger.studies(limit=limit):
-            runs = ", ".join(f"{run.flow} ({run.flow_run_id or run.last_error or 'waiting'})" for run in study.runs)
+            runs = [f"{run.flow} ({run.flow_run_id or run.last_error or 'waiting'})" for run in study.runs]
+            again = [f"{run.flow} again ({run.flow_run_id})" for run in study.reprocessed]
             received = study.received_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
             cells = (study.study_id, received, study.sender, str(study.instance_count), study.outcome)
-            table.add_row(*(escape(cell) for cell in (*cells, runs or study.reason)))
+            table.add_row(*(escape(cell) for cell in (*cells, ", ".join([*(runs or [study.reason]), *again]))))
     finally:
         ledger.close()
     # One line a study, however narrow the terminal: ids are to be copied, and lines to be searched.

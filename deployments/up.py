@@ -22,7 +22,7 @@ from deployments.services import HostFacts, HostPlan, host_plan
 from deployments.supervision import Supervisor
 from deployments.when_ready import answers
 from flows_engine.definition.catalogue import FlowCatalogue
-from flows_engine.definition.naming import FLOW_NAME, MANAGED_TAG
+from flows_engine.definition.naming import FLOW_NAME, MANAGED_TAG, last_queue
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.errors import EngineUnavailableError
 from flows_engine.handoff.site_settings import LoadedSettings, SiteSettings
@@ -115,8 +115,7 @@ class Host:
             self._await("postgres", lambda: self._answers(f"unix:{database}"))
         self._await("prefect-server", lambda: self._answers(f"{api}/health"))
         self._await("gateway", lambda: _listens(self.settings))
-        # The gateway writes the queue of the lowest priority last: the pool is whole when it is there.
-        self._await("gateway", lambda: self._answers(f"{api}/work_pools/cpu/queues/priority-0"))
+        self._await("gateway", lambda: self._answers(f"{api}/work_pools/cpu/queues/{last_queue('cpu')}"))
         self._await("worker-cpu", lambda: _has_online_worker(self.plan, pool="cpu"))
 
     def _await(self, service: str, ready: Callable[[], bool]) -> None:

@@ -5,8 +5,11 @@
       ├─ InstanceRefusedError      the sender's object cannot be kept; carries the status that says so to it
       ├─ StartError                the gateway cannot start; a person has to change a setting or stop another program
       ├─ StudyNotHeldError         a person asked to release a study that is neither held nor without a match
+      ├─ RequestError              a person asked to process studies again, and not clearly, or what is not there
       └─ TriggerError              a flow run was not created
-           ├─ TriggerUnavailableError   Prefect does not answer, or does not know the deployment yet; kept, tried again
+           ├─ TriggerUnavailableError   Prefect does not answer, or lets nobody in; all runs are kept, tried again
+           │    └─ FlowUnavailableError     it answers, and cannot create a run of this flow; the same for its runs
+           │         └─ NotDeployedError        … because it has no deployment of it
            └─ TriggerRefusedError       Prefect will not have this run; the study is held, with the reason
 
 Every message is one line, and names no patient.
@@ -39,12 +42,24 @@ class StudyNotHeldError(GatewayError):
     """Only a study that is held, or matched nothing, can be released."""
 
 
+class RequestError(GatewayError):
+    """Studies cannot be processed again as a person asked for it. The message says what to ask instead."""
+
+
 class TriggerError(GatewayError):
     """A flow run was not created."""
 
 
 class TriggerUnavailableError(TriggerError):
-    """Prefect does not answer, does not let us in, or has no deployment yet. The same again will work, later."""
+    """Prefect does not answer, or does not let us in. The same again will work, later."""
+
+
+class FlowUnavailableError(TriggerUnavailableError):
+    """Prefect answers, and does not manage to create a run of this flow. Other flows may fare better."""
+
+
+class NotDeployedError(FlowUnavailableError):
+    """Prefect has no deployment of this flow: not yet, or not any more."""
 
 
 class TriggerRefusedError(TriggerError):

@@ -22,10 +22,17 @@ def summary(report: MatchReport) -> str:
         return f"matched {', '.join(report.matched)}"
     if not report.flows:
         return "no flow is defined"
-    reasons = [f"{flow.flow}: {_first_reason(flow, report.instance_count)}" for flow in report.flows[:_MOST_IN_SUMMARY]]
+    reasons = [f"{flow.flow}: {first_reason(flow, report.instance_count)}" for flow in report.flows[:_MOST_IN_SUMMARY]]
     if len(report.flows) > _MOST_IN_SUMMARY:
         reasons.append(f"and {len(report.flows) - _MOST_IN_SUMMARY} more")
     return f"none of {len(report.flows)} flows matches: {'; '.join(reasons)}"
+
+
+def first_reason(finding: FlowFinding, instance_count: int) -> str:
+    """Return, in one line, why a flow did not fire; the first reason, if there are several."""
+    if finding.verdict == "on-request":
+        return "runs on request alone"
+    return finding.problem or _reasons(finding, instance_count)[0]
 
 
 def _flow(finding: FlowFinding, instance_count: int) -> list[str]:
@@ -38,12 +45,6 @@ def _flow(finding: FlowFinding, instance_count: int) -> list[str]:
             return [f"{finding.flow}: undecided", f"  {finding.problem}"]
         case _:
             return [f"{finding.flow}: does not match", *(f"  {line}" for line in _reasons(finding, instance_count))]
-
-
-def _first_reason(finding: FlowFinding, instance_count: int) -> str:
-    if finding.verdict == "on-request":
-        return "runs on request alone"
-    return _reasons(finding, instance_count)[0]
 
 
 def _reasons(finding: FlowFinding, instance_count: int) -> list[str]:

@@ -19,6 +19,7 @@ from dicom_gateway.ledger import Decision, Ledger
 from dicom_gateway.matching import MatchReport, match
 from dicom_gateway.outbox import Outbox
 from dicom_gateway.spool import Reception, Spool, SpooledStudy, tidy, write_record
+from dicom_gateway.uid_key import UidKey
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.handoff.run_request import RunRequest, Sender
 from flows_engine.handoff.study_store import StudyNotFoundError, StudyOutcome, StudyRecord, StudyStore
@@ -43,6 +44,7 @@ class Intake:
         ledger: Ledger,
         outbox: Outbox,
         definitions: Definitions,
+        uid_key: UidKey,
         hold_incomplete: bool,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -51,6 +53,7 @@ class Intake:
         self._ledger = ledger
         self._outbox = outbox
         self._definitions = definitions
+        self._uid_key = uid_key
         self._hold_incomplete = hold_incomplete
         self._clock = clock
         self._backlog: list[SpooledStudy] = []
@@ -110,7 +113,8 @@ class Intake:
             reason = f"the ledger did not know it, so it may have run before; `dicomflow release {study_id}` runs it"
             self._ledger.announce(study_id, held_because=reason)
         try:
-            self._ledger.add(self._store.record(study_id))
+            record = self._store.record(study_id)
+            self._ledger.add(record, uid_hashes=self._uid_key.hashes_of(record))
         except (StudyNotFoundError, OSError) as error:
             reason = str(error) if isinstance(error, StudyNotFoundError) else _unforeseen(study_id, error)
             self._ledger.add_unreadable(study_id, reason=reason)
@@ -147,7 +151,7 @@ class Intake:
             study.folder.rename(target)
             durable_files.sync_folder(self._store.root)
             durable_files.sync_folder(study.folder.parent)
-        self._ledger.add(study.record)
+        self._ledger.add(study.record, uid_hashes=self._uid_key.hashes_of(study.record))
         tidy(study.folder.parent)
 
     def _run(self) -> None:

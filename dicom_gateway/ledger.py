@@ -9,9 +9,10 @@ therefore lies on a local file system, or on one whose locks work.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,8 +25,12 @@ from flows_engine.handoff.study_store import StudyOutcome, StudyRecord
 
 RunState = Literal["pending", "created", "refused"]
 
+EVERY_FLOW: Final = ""
+"""Names what concerns all flows, where otherwise one would be named."""
+
 _BUSY_TIMEOUT_SECONDS: Final = 30.0
 _LONGEST_ERROR: Final = 500
+_PAGE: Final = 500
 _NOW: Final = "strftime('%Y-%m-%dT%H:%M:%f+00:00', 'now')"
 _SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS studies (
@@ -59,8 +64,32 @@ CREATE TABLE IF NOT EXISTS runs (
     PRIMARY KEY (study_id, flow)
 ) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS runs_by_key ON runs (idempotency_key);
-CREATE INDEX IF NOT EXISTS runs_by_state ON runs (state, next_attempt_at);
+CREATE INDEX IF NOT EXISTS runs_in_line ON runs (study_id, flow, next_attempt_at) WHERE state = 'pending';
+CREATE INDEX IF NOT EXISTS runs_by_next_attempt ON runs (next_attempt_at) WHERE state = 'pending';
+CREATE TABLE IF NOT EXISTS delays (
+    flow   TEXT PRIMARY KEY,
+    reason TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS reprocessed (
+    flow_run_id TEXT PRIMARY KEY,
+    study_id    TEXT NOT NULL,
+    flow        TEXT NOT NULL,
+    request_id  TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS reprocessed_by_study ON reprocessed (study_id);
+CREATE TABLE IF NOT EXISTS study_uids (
+    uid_hash TEXT NOT NULL,
+    study_id TEXT NOT NULL,
+    PRIMARY KEY (uid_hash, study_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS study_uids_by_study ON study_uids (study_id);
+CREATE TABLE IF NOT EXISTS uid_key (check_value TEXT NOT NULL) STRICT;
 """
+_NO_UID: Final = ""
+"""Stands among the hashes of a study that has no StudyInstanceUID: it was looked at."""
+_EARLIEST: Final = ""
+_LATEST: Final = "~"
+"""Stand before and behind every moment, as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +103,24 @@ class LedgerRun:
     flow_run_id: str
     attempts: int
     last_error: str
+    """Why it could not be created yet, or never will be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReprocessedRun:
+    """One flow run that a person asked for. ``request_id`` is the flow run of the request that made it."""
+
+    flow: str
+    flow_run_id: str
+    request_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReceivedStudy:
+    """One study of a span of time, as far as it is known before its record is read."""
+
+    study_id: str
+    outcome: StudyOutcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +142,7 @@ class LedgerStudy:
     reason: str
     explanation: str
     runs: tuple[LedgerRun, ...]
+    reprocessed: tuple[ReprocessedRun, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,20 +204,23 @@ class Ledger:
         """Tell whether a study was about to be entered, and was not yet."""
         return bool(self._read("SELECT 1 FROM announced WHERE study_id = ?", study_id))
 
-    def add(self, record: StudyRecord) -> bool:
+    def add(self, record: StudyRecord, *, uid_hashes: Collection[str] | None = None) -> bool:
         """Enter a study that is in the store, held where it was announced so; return False where it was entered
-        before.
+        before. ``uid_hashes`` are those of its StudyInstanceUIDs, by which it is found again; None if they are not
+        known yet.
         """
         sender = f"{record.sender.ae_title}@{record.sender.host}"
         row = (record.study_id, _to_text(record.received_at), sender, record.instance_count, record.complete)
-        return self._add(row, held_because="")
+        return self._add(row, held_because="", uid_hashes=uid_hashes)
 
     def add_unreadable(self, study_id: str, *, reason: str) -> bool:
         """Enter a study as held of which nothing but the id is known; return False where it was entered before."""
         row = (study_id, _to_text(datetime.fromtimestamp(0, tz=UTC)), "UNKNOWN@", 0, False)
-        return self._add(row, held_because=_one_line(reason))
+        return self._add(row, held_because=_one_line(reason), uid_hashes=())
 
-    def _add(self, row: tuple[str, str, str, int, bool], *, held_because: str) -> bool:
+    def _add(
+        self, row: tuple[str, str, str, int, bool], *, held_because: str, uid_hashes: Collection[str] | None
+    ) -> bool:
         study_id = row[0]
         with self._transaction() as connection:
             announced = connection.execute(
@@ -182,6 +233,8 @@ class Ledger:
                 (*row, "held" if reason else "received", reason),
             )
             connection.execute("DELETE FROM announced WHERE study_id = ?", (study_id,))
+            if uid_hashes is not None:
+                _enter_uids(connection, study_id, uid_hashes)
             return cursor.rowcount == 1
 
     def has(self, study_id: str) -> bool:
@@ -232,31 +285,30 @@ class Ledger:
             if cursor.rowcount == 0:
                 raise StudyNotHeldError(f"study {study_id} is not held; `dicomflow studies` lists those that are")
 
-    def due(self, *, now: float, horizon_seconds: float, limit: int) -> tuple[PendingRun, ...]:
-        """Return the runs to create now (Unix time), oldest first, at most ``limit`` of them.
+    def next_due(
+        self, *, now: float, horizon_seconds: float, except_keys: Iterable[str] = (), except_flows: Iterable[str] = ()
+    ) -> PendingRun | None:
+        """Return the oldest run to create now (Unix time), but for some, or None.
 
         A run that is to wait longer than ``horizon_seconds`` is due as well: the clock was set back since.
         """
+        # INDEXED BY: in order, the search ends at the first. However many wait, it never reads or sorts them all.
         rows = self._read(
-            "SELECT * FROM runs WHERE state = 'pending' AND (next_attempt_at <= ? OR next_attempt_at > ?) "
-            "ORDER BY study_id, flow LIMIT ?",
-            *(now, now + horizon_seconds, limit),
+            "SELECT * FROM runs INDEXED BY runs_in_line "
+            "WHERE state = 'pending' AND (next_attempt_at <= ? OR next_attempt_at > ?) "
+            "AND flow NOT IN (SELECT value FROM json_each(?)) "
+            "AND idempotency_key NOT IN (SELECT value FROM json_each(?)) "
+            "ORDER BY study_id, flow LIMIT 1",
+            *(now, now + horizon_seconds, json.dumps(list(except_flows)), json.dumps(list(except_keys))),
         )
-        return tuple(
-            PendingRun(
-                study_id=row["study_id"],
-                flow=row["flow"],
-                idempotency_key=row["idempotency_key"],
-                request_json=row["request"],
-                attempts=row["attempts"],
-            )
-            for row in rows
-        )
+        return _pending_run(rows[0]) if rows else None
 
     def next_due_at(self, *, now: float) -> float | None:
         """Return when the next run that is not due yet will be (Unix time), None where there is none."""
         (row,) = self._read(
-            "SELECT min(next_attempt_at) AS soonest FROM runs WHERE state = 'pending' AND next_attempt_at > ?", now
+            "SELECT min(next_attempt_at) AS soonest FROM runs INDEXED BY runs_by_next_attempt "
+            "WHERE state = 'pending' AND next_attempt_at > ?",
+            now,
         )
         soonest: float | None = row["soonest"]
         return soonest
@@ -291,6 +343,30 @@ class Ledger:
                 "UPDATE studies SET outcome = 'held', reason = ? WHERE study_id = ?", (reason, run.study_id)
             )
 
+    def refuse_all(self, flow: str, *, error: str) -> int:
+        """Do what ``refused`` does for every run of ``flow`` that is still to be created; return how many they were."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE studies SET outcome = 'held', reason = ? WHERE study_id IN "
+                "(SELECT study_id FROM runs WHERE state = 'pending' AND flow = ?)",
+                (_one_line(f"{flow}: {error}"), flow),
+            )
+            cursor = connection.execute(
+                "UPDATE runs SET state = 'refused', last_error = ? WHERE state = 'pending' AND flow = ?",
+                (_one_line(error), flow),
+            )
+            return cursor.rowcount
+
+    def note_delay(self, flow: str, *, reason: str) -> None:
+        """Write down why no run of ``flow`` can be created now, or none at all (``EVERY_FLOW``)."""
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO delays (flow, reason) VALUES (?, ?)", (flow, _one_line(reason)))
+
+    def forget_delays(self, flow: str | None = None) -> None:
+        """Write down that runs of ``flow`` can be created, or that this is to be found out anew for all."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM delays WHERE flow = coalesce(?, flow)", (flow,))
+
     def studies(self, *, limit: int = 100) -> tuple[LedgerStudy, ...]:
         """Return the newest studies, newest first."""
         rows = self._read("SELECT * FROM studies ORDER BY study_id DESC LIMIT ?", limit)
@@ -301,8 +377,74 @@ class Ledger:
         rows = self._read("SELECT * FROM studies WHERE study_id = ?", study_id)
         return self._study(rows[0]) if rows else None
 
+    def received(self, *, since: datetime | None, until: datetime | None) -> Iterator[ReceivedStudy]:
+        """Yield the studies whose first instance came from ``since`` on and before ``until``, in the order in which
+        they were committed. Few are held in memory, and the ledger is free for others meanwhile.
+        """
+        last = ""
+        while True:
+            rows = self._read(
+                "SELECT study_id, outcome FROM studies WHERE received_at >= ? AND received_at < ? AND study_id > ? "
+                "ORDER BY study_id LIMIT ?",
+                *(*_span(since, until), last, _PAGE),
+            )
+            for row in rows:
+                yield ReceivedStudy(study_id=row["study_id"], outcome=row["outcome"])
+            if len(rows) < _PAGE:
+                return
+            last = rows[-1]["study_id"]
+
+    def count_received(self, *, since: datetime | None, until: datetime | None) -> int:
+        """Return how many studies ``received`` yields."""
+        (row,) = self._read(
+            "SELECT count(*) AS number FROM studies WHERE received_at >= ? AND received_at < ?", *_span(since, until)
+        )
+        number: int = row["number"]
+        return number
+
+    def reprocessed(self, run: ReprocessedRun, *, study_id: str) -> None:
+        """Write down that a run was made because a person asked for it. May be called twice for the same run."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO reprocessed (flow_run_id, study_id, flow, request_id) VALUES (?, ?, ?, ?)",
+                (run.flow_run_id, study_id, run.flow, run.request_id),
+            )
+
+    def studies_of(self, uid_hash: str) -> tuple[str, ...]:
+        """Return the ids of the studies that have an instance of the StudyInstanceUID so hashed, newest first."""
+        rows = self._read("SELECT study_id FROM study_uids WHERE uid_hash = ? ORDER BY study_id DESC", uid_hash)
+        return tuple(row["study_id"] for row in rows)
+
+    def without_uids(self) -> tuple[str, ...]:
+        """Return the ids of all studies whose StudyInstanceUIDs were never entered, newest first."""
+        rows = self._read(
+            "SELECT study_id FROM studies WHERE NOT EXISTS "
+            "(SELECT 1 FROM study_uids WHERE study_uids.study_id = studies.study_id) ORDER BY study_id DESC"
+        )
+        return tuple(row["study_id"] for row in rows)
+
+    def enter_uids(self, study_id: str, uid_hashes: Collection[str]) -> None:
+        """Enter the StudyInstanceUIDs of a study, hashed; it may have none."""
+        with self._transaction() as connection:
+            _enter_uids(connection, study_id, uid_hashes)
+
+    def use_uid_key(self, check_value: str) -> None:
+        """Forget all hashes that were made with another key than the one that ``check_value`` stands for."""
+        with self._transaction() as connection:
+            if connection.execute("SELECT 1 FROM uid_key WHERE check_value = ?", (check_value,)).fetchone():
+                return
+            connection.execute("DELETE FROM study_uids")
+            connection.execute("DELETE FROM uid_key")
+            connection.execute("INSERT INTO uid_key (check_value) VALUES (?)", (check_value,))
+
     def _study(self, row: sqlite3.Row) -> LedgerStudy:
-        runs = self._read("SELECT * FROM runs WHERE study_id = ? ORDER BY flow", row["study_id"])
+        runs = self._read(
+            "SELECT *, (SELECT reason FROM delays WHERE delays.flow IN (runs.flow, ?) ORDER BY delays.flow LIMIT 1) "
+            "AS delay FROM runs WHERE study_id = ? ORDER BY flow",
+            *(EVERY_FLOW, row["study_id"]),
+        )
+        # In the order in which they were made: SQLite numbers rows as they come.
+        reprocessed = self._read("SELECT * FROM reprocessed WHERE study_id = ? ORDER BY rowid", row["study_id"])
         return LedgerStudy(
             study_id=row["study_id"],
             received_at=datetime.fromisoformat(row["received_at"]),
@@ -323,9 +465,13 @@ class Ledger:
                     state=run["state"],
                     flow_run_id=run["flow_run_id"],
                     attempts=run["attempts"],
-                    last_error=run["last_error"],
+                    last_error=(run["state"] == "pending" and run["delay"]) or run["last_error"],
                 )
                 for run in runs
+            ),
+            reprocessed=tuple(
+                ReprocessedRun(flow=run["flow"], flow_run_id=run["flow_run_id"], request_id=run["request_id"])
+                for run in reprocessed
             ),
         )
 
@@ -346,6 +492,27 @@ class Ledger:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+
+def _span(since: datetime | None, until: datetime | None) -> tuple[str, str]:
+    return (_to_text(since) if since else _EARLIEST, _to_text(until) if until else _LATEST)
+
+
+def _enter_uids(connection: sqlite3.Connection, study_id: str, uid_hashes: Collection[str]) -> None:
+    connection.executemany(
+        "INSERT OR IGNORE INTO study_uids (uid_hash, study_id) VALUES (?, ?)",
+        [(uid_hash, study_id) for uid_hash in uid_hashes or (_NO_UID,)],
+    )
+
+
+def _pending_run(row: sqlite3.Row) -> PendingRun:
+    return PendingRun(
+        study_id=row["study_id"],
+        flow=row["flow"],
+        idempotency_key=row["idempotency_key"],
+        request_json=row["request"],
+        attempts=row["attempts"],
+    )
 
 
 def _to_text(moment: datetime) -> str:

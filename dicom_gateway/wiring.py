@@ -17,6 +17,8 @@ from dicom_gateway.ledger import Ledger
 from dicom_gateway.outbox import Outbox
 from dicom_gateway.receiver import Receiver, configure_pynetdicom_logging
 from dicom_gateway.spool import Spool
+from dicom_gateway.uid_filling import UidFilling
+from dicom_gateway.uid_key import make_uid_key
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.handoff.study_store import StudyStore
 
@@ -27,10 +29,13 @@ _GRACE_SECONDS: Final = 5.0
 class Gateway:
     """A gateway that can be started and stopped once each."""
 
-    def __init__(self, *, lock: DataDirLock, receiver: Receiver, intake: Intake, ledger: Ledger) -> None:
+    def __init__(
+        self, *, lock: DataDirLock, receiver: Receiver, intake: Intake, ledger: Ledger, uid_filling: UidFilling
+    ) -> None:
         self._lock = lock
         self._receiver = receiver
         self._intake = intake
+        self._uid_filling = uid_filling
         self.ledger = ledger
 
     @property
@@ -46,6 +51,7 @@ class Gateway:
         except StartError:
             self._close()
             raise
+        self._uid_filling.start()
 
     def stop(self, *, grace_seconds: float = _GRACE_SECONDS) -> None:
         """Take no more associations, let open ones end or end them, commit what they sent, and stop."""
@@ -54,6 +60,7 @@ class Gateway:
 
     def _close(self) -> None:
         self._intake.stop()
+        self._uid_filling.stop()
         self.ledger.close()
         self._lock.release()
 
@@ -66,24 +73,29 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
     lock = DataDirLock(data_dir)
     lock.acquire()
     try:
+        uid_key = make_uid_key(data_dir)
         ledger = open_ledger(data_dir)
     except StartError:
         lock.release()
         raise
+    ledger.use_uid_key(uid_key.check_value)
     configure_pynetdicom_logging(settings.pynetdicom_log_level)
-    outbox = Outbox(ledger, trigger)
+    outbox = Outbox(ledger, trigger, catalogue)
+    store = StudyStore(store_root)
     intake = Intake(
         spool=Spool(spool_root, layout=layout),
-        store=StudyStore(store_root),
+        store=store,
         ledger=ledger,
         outbox=outbox,
         definitions=catalogue,
+        uid_key=uid_key,
         hold_incomplete=settings.incomplete == "hold",
     )
     receiver = Receiver(
         Handlers(intake), ae_title=settings.ae_title, hostname=settings.ae_hostname, port=settings.ae_port
     )
-    return Gateway(lock=lock, receiver=receiver, intake=intake, ledger=ledger)
+    uid_filling = UidFilling(ledger=ledger, store=store, uid_key=uid_key)
+    return Gateway(lock=lock, receiver=receiver, intake=intake, ledger=ledger, uid_filling=uid_filling)
 
 
 def open_ledger(data_dir: Path) -> Ledger:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,12 +17,12 @@ from flows_engine.deliver import DeliveryResult, deliver
 from flows_engine.destinations.dicom_node import DicomNode
 from flows_engine.docker_runner import DockerRunner, engine_url
 from flows_engine.errors import WorkspaceError
+from flows_engine.handoff.run_claim import RunClaimedError, claim
 from flows_engine.handoff.site_settings import SiteSettings, load_site_settings
 from flows_engine.handoff.study_store import StudyNotFoundError, StudyStore
 from flows_engine.interfaces import ContainerRunner
 from flows_engine.redaction import redactor_for
 from flows_engine.registry_silence import RegistrySilence
-from flows_engine.run_claim import claim
 from flows_engine.run_step import Host, StepResult, run_step
 from flows_engine.static_mounts import StaticMounts
 from flows_engine.workspace import Workspace
@@ -88,9 +89,18 @@ class Engine:
             logger=logger,
         )
 
-    def claim(self, *, run_id: str) -> AbstractContextManager[None]:
-        """Hold a run while it is executed, so that others can see that it is; see ``run_claim``."""
-        return claim(self.runs / run_id)
+    @contextmanager
+    def claim(self, *, run_id: str) -> Iterator[None]:
+        """Hold a run while it is executed, so that others can see that it is; see ``run_claim``.
+
+        Raises ``WorkspaceError`` where another process of this host executes it.
+        """
+        with ExitStack() as held:
+            try:
+                held.enter_context(claim(self.runs / run_id))
+            except RunClaimedError as error:
+                raise WorkspaceError(str(error)) from error
+            yield
 
     def remove_containers(self, *, run_id: str) -> int:
         """Kill and remove what is left of a run's containers; return how many there were."""

@@ -85,15 +85,20 @@ def postgres(folder: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def prefect_server(folder: Path) -> Iterator[str]:
     """Run a real Prefect server, on the embedded PostgreSQL, with all its files below ``folder``; give its API URL."""
-    port = unused_port()
+    with postgres(folder) as database, prefect_server_on(database, folder=folder, port=unused_port()) as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def prefect_server_on(database: str, *, folder: Path, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run a real Prefect server on a database that is there; give its API URL and its process."""
     url = f"http://127.0.0.1:{port}/api"
     log = folder / "prefect-server.log"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with postgres(folder) as database:
-        environment = prefect_environment(folder, api_url=url) | {"PREFECT_API_DATABASE_CONNECTION_URL": database}
-        with running(command, log=log, environment=environment) as process:
-            _await_answer(process, lambda: _healthy(url), log=log, what="the Prefect server")
-            yield url
+    environment = prefect_environment(folder, api_url=url) | {"PREFECT_API_DATABASE_CONNECTION_URL": database}
+    with running(command, log=log, environment=environment) as process:
+        _await_answer(process, lambda: _healthy(url), log=log, what="the Prefect server")
+        yield url, process
 
 
 def empty_prefect_server(api_url: str, *, pools: bool) -> None:

@@ -40,6 +40,8 @@ _NOT_IN_A_NAME: Final = "/%&<>?#\\"
 
 # A month; beyond about 290 years the clocks of threads and sockets overflow.
 _LONGEST_TIMEOUT_SECONDS: Final = 31 * 86_400
+# Prefect's database holds the limit in 32 bits.
+_MOST_RUNS_AT_ONCE: Final = 1_000_000
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -187,12 +189,18 @@ class Node(_Part):
     ae_title: AETitle
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class FlowDefinition(_Part):
     """What should run on which study, and where the results go."""
 
     name: Text = Field(max_length=200)
     version: Text = Field(default="", max_length=100)
     priority: int = Field(default=0, ge=0, le=5)
+    # Left out of what is dumped where it is not set, so that definitions without it keep their digest.
+    concurrency_limit: int | None = Field(default=None, ge=1, le=_MOST_RUNS_AT_ONCE, exclude_if=_is_none)
     triggers: Annotated[tuple[Trigger, ...], BeforeValidator(as_list)]
     models: Annotated[tuple[Model, ...], BeforeValidator(as_list)] = Field(min_length=1)
     destinations: Annotated[tuple[Node, ...], BeforeValidator(as_list)] = ()
@@ -228,7 +236,11 @@ class FlowDefinition(_Part):
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of what the definition says, in hexadecimal: another definition has another digest."""
+        """The SHA-256 of what the definition says, in hexadecimal: another definition has another digest.
+
+        It is part of the key under which a run is created once, so it must not change with the program: a key of the
+        YAML that is new here counts only where it is used.
+        """
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 

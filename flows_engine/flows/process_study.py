@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import prefect
 from prefect import Flow, State, get_run_logger, runtime
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed, Failed
-from pydantic import ValidationError
+from pydantic import ValidationError, WithJsonSchema
 
 from flows_engine.definition.naming import FLOW_NAME, Reason
 from flows_engine.definition.schema import FlowDefinition, Node
@@ -33,17 +33,30 @@ def remove_containers(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]
 
 
 @prefect.flow(name=FLOW_NAME, on_crashed=[remove_containers], on_cancellation=[remove_containers])
-def process_study(  # noqa: PLR0917 - Prefect passes them by name
+def process_study(
+    *,
     study_id: str,
-    study_uri: str,  # noqa: ARG001 - for workers that do not share the gateway's disk
-    sender: Sender,
-    received_at: datetime,  # noqa: ARG001 - shown with the run
-    definition: FlowDefinition,
     reason: Reason = "received",  # noqa: ARG001 - shown with the run
+    note: str = "",  # noqa: ARG001 - shown with the run
+    received_at: datetime,  # noqa: ARG001 - shown with the run
+    sender: Sender,
+    study_uri: str,  # noqa: ARG001 - for workers that do not share the gateway's disk
+    # Prefect's server would check its whole schema again for every run that is made, which takes ten times as long; and
+    # the UI would make a form of some fifty fields of it, where a text of JSON can be read and is kept as it is.
+    definition: Annotated[FlowDefinition, WithJsonSchema({"type": "object"})],
 ) -> State[Any]:
     """Run the models of a definition on a received study, and send what the last one leaves to every destination.
 
-    The parameters are those of a ``RunRequest``. The state that is returned has one line for a person.
+    The parameters are those of a ``RunRequest``, in the order of Prefect's form, which shows what is said of them here.
+    The state that is returned has one line for a person.
+
+    Args:
+        study_id: The study to process, as `dicomflow studies` lists it.
+        reason: Why this run is made.
+        received_at: When the study was received, in UTC.
+        sender: Who sent the study. Results go back there if the flow says so.
+        study_uri: Where the study lies.
+        definition: What is run, and where the results go. A run keeps it, whatever the flow's YAML says later.
     """
     run_id = str(runtime.flow_run.id)
     spare_foreseen_tracebacks()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
 from uuid import UUID
 
 from prefect import runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, StateType
 
-RunningState = Literal["Finished", "Sending"]
+from flows_engine.definition.state_codes import RunningState
 
 
 def announce(name: RunningState) -> None:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from flows_engine.definition.naming import Reason
 from flows_engine.definition.schema import FlowDefinition
+
+LONGEST_NOTE: Final = 100
+
+
+def note_on_one_line(written: str) -> str:
+    """Return a note without the spaces around it. Raises ``ValueError`` for what is no short, printable line."""
+    note = written.strip()
+    if not note.isprintable():
+        raise ValueError("is not one line of characters that can be seen")
+    if len(note) > LONGEST_NOTE:
+        raise ValueError(f"is longer than {LONGEST_NOTE} characters")
+    return note
 
 
 class Sender(BaseModel):
@@ -33,4 +46,6 @@ class RunRequest(BaseModel):
     sender: Sender
     received_at: datetime
     reason: Reason = "received"
+    note: Annotated[str, AfterValidator(note_on_one_line)] = ""
+    """What a person wrote about why the study is processed again, like ``model v2``."""
     definition: FlowDefinition

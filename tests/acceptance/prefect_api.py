@@ -88,6 +88,10 @@ class PrefectApi:
         response.raise_for_status()
         assert response.json()["status"] == "ACCEPT", response.text
 
+    def change_work_pool(self, name: str, **values: Any) -> None:
+        """Do what the UI's form of a work pool does."""
+        self._client.patch(f"/work_pools/{name}", json=values).raise_for_status()
+
     def await_final(self, run_id: str) -> dict[str, Any]:
         """Return the state in which a run ended, once it has."""
         run = eventually(

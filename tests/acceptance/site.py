@@ -140,6 +140,15 @@ class Site:
             check=False,
         )
 
+    def prefect(self, *arguments: str) -> None:
+        """Run Prefect's own command, as its documentation tells it, to its end."""
+        subprocess.run(
+            [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+            env={**self.environment, "PREFECT_API_URL": f"{self.ui_url}/api"},
+            check=True,
+            timeout=120,
+        )
+
     def study_lines(self) -> list[str]:
         """Return what ``dicomflow studies`` prints, newest first, without the headings."""
         printed = io.StringIO()

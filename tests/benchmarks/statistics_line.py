@@ -6,10 +6,15 @@ import statistics
 from collections.abc import Sequence
 
 
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the nearest-rank percentile."""
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, round(percent / 100 * len(ranked)))]
+
+
 def percentile_95(values: Sequence[float]) -> float:
     """Return the nearest-rank 95th percentile."""
-    ranked = sorted(values)
-    return ranked[min(len(ranked) - 1, round(0.95 * len(ranked)))]
+    return percentile(values, 95)
 
 
 def spread(values: Sequence[float], unit: str) -> str:

@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
+import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.context import refresh_global_settings_context
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Completed, Failed
 
 from deployments.apply import apply, bring_into_step, plan_changes, process_study_schema
@@ -28,6 +31,7 @@ from flows_engine.definition.schema import FlowDefinition
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.wiring import instance_id
 from tests import services
+from tests.fakes.interrupted_server import InterruptedServer
 from tests.fakes.tcp_door import TcpDoor
 from tests.services import wait_until
 
@@ -175,18 +179,49 @@ def test_a_second_run_changes_nothing_and_says_so(
     }
 
 
+def everything(client: SyncPrefectClient) -> object:
+    """Return all that a deploy could change: of runs the tags, for their states change with the time."""
+    kinds = ("deployments", "work_pools", "work_queues", "v2/concurrency_limits", "flows")
+    runs = {run.id: run.tags for run in client.read_flow_runs()}
+    return runs, [client.request("POST", f"/{kind}/filter", json={}).json() for kind in kinds]
+
+
 def test_a_plan_is_printed_and_nothing_is_changed(
     no_pools: None, deploy, site: SiteSettings, client: SyncPrefectClient
 ):
-    (site.flow_directory / "a.yaml").write_text(SMALLEST)
-
+    for name in ("kept", "changed", "removed", "busy", "moved"):
+        (site.flow_directory / f"{name}.yaml").write_text(SMALLEST)
+    fresh = everything(client)
     status, planned, _ = deploy(dry_run=True)
-
-    assert status == 0
-    assert deployed(client) == {}
-    assert client.read_work_pools() == []
+    assert (status, everything(client)) == (0, fresh)
     assert not site.data_dir.exists()
     assert deploy()[1] == planned
+
+    waiting_run(client, "busy")
+    for name in ("removed", "busy"):
+        (site.flow_directory / f"{name}.yaml").unlink()
+    (site.flow_directory / "changed.yaml").write_text(SMALLEST + "concurrency_limit: 2\nversion: 7\n")
+    (site.flow_directory / "moved.yaml").write_text(SMALLEST.replace("}}]", "}, gpu: a100}]") + "priority: 3\n")
+    (site.flow_directory / "new.yaml").write_text(SMALLEST)
+    before = everything(client)
+
+    status, planned, err = deploy(dry_run=True)
+
+    assert (status, err, everything(client)) == (0, [], before)
+    assert planned == [
+        "create pool gpu-a100",
+        *(
+            f"create queue gpu-a100/priority-{priority}: Prefect priority {6 - priority}"
+            for priority in (5, 4, 3, 2, 1, 0)
+        ),
+        "update changed: version, tags, parameters, concurrency_limit, collision_strategy",
+        "update moved: version, tags, work_pool, work_queue, parameters",
+        "create new: pool cpu, queue priority-0",
+        "pause busy: its definition is gone; it has runs that are not over",
+        "pause removed: its definition is gone; a later deploy deletes it, unless runs turn up",
+    ]
+    assert deploy()[1] == planned
+    assert deploy(dry_run=True)[1] == ["delete removed: its definition is gone; the history of its runs stays"]
 
 
 def test_what_changed_in_a_file_is_changed_and_printed(deploy, site: SiteSettings, client: SyncPrefectClient):
@@ -239,6 +274,95 @@ def test_a_deployment_without_definition_is_paused_while_a_run_waits_and_then_de
     assert deploy()[1] == ["delete busy: its definition is gone; the history of its runs stays"]
     assert list(deployed(client)) == ["kept"]
     assert client.read_flow_run(run.id).state_name == "Completed"
+
+
+def test_runs_that_wait_say_that_their_definition_is_gone_until_it_comes_back(client: SyncPrefectClient):
+    bring_into_step(client, [definition("A"), definition("B")], instance_id="this")
+    description = deployed(client)["A"].description
+    waiting, over, others = waiting_run(client, "A"), waiting_run(client, "A"), waiting_run(client, "B")
+    client.set_flow_run_state(over.id, Completed(), force=True)
+
+    bring_into_step(client, [definition("B")], instance_id="this")
+
+    gone = deployed(client)["A"]
+    late = waiting_run(client, "A")  # of a study that had matched a moment before
+    assert "definition-gone" in gone.tags
+    assert (gone.description or "").startswith("**The definition of this flow is gone.**")
+    says_so = {run.id: "definition-gone" in client.read_flow_run(run.id).tags for run in (waiting, late, over, others)}
+    assert says_so == {waiting.id: True, late.id: True, over.id: False, others.id: False}
+    assert "priority:0" in client.read_flow_run(waiting.id).tags
+
+    (back,) = bring_into_step(client, [definition("A"), definition("B")], instance_id="this")
+
+    assert str(back) == "update A: description, tags, paused"
+    assert (deployed(client)["A"].description, deployed(client)["A"].paused) == (description, False)
+    for run in (waiting, late):
+        assert "definition-gone" not in client.read_flow_run(run.id).tags
+        assert client.read_flow_run(run.id).state_name == "Scheduled"
+
+
+def test_wherever_a_deploy_is_cut_off_another_one_gets_everything_right(
+    client: SyncPrefectClient, empty_prefect: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Each try is let through one request more than the last, then answered 503."""
+    bring_into_step(client, [definition(name) for name in ("changed", "gone", "back")], instance_id="this")
+    runs = {name: waiting_run(client, name) for name in ("gone", "back")}
+    bring_into_step(client, [definition("changed"), definition("gone")], instance_id="this")
+    wanted = [definition(name, version="2") for name in ("changed", "new", "back")]
+    wanted.append(definition("elsewhere", version="2", models=[{"docker_kwargs": {"image": "a"}, "gpu": "a100"}]))
+
+    with InterruptedServer(empty_prefect) as front, monkeypatch.context() as environment:
+        environment.setenv("PREFECT_API_URL", front.url)
+        refresh_global_settings_context()
+        for tries in range(1, 100):
+            front.requests_left = tries
+            try:
+                with get_client(sync_client=True) as interrupted:
+                    bring_into_step(interrupted, wanted, instance_id="this")
+            except PrefectHTTPStatusError:
+                continue
+            break
+    refresh_global_settings_context()
+
+    assert tries > 10
+    assert plan_changes(client, wanted, instance_id="this") == ()
+    found = deployed(client)
+    right = {name for name, one in found.items() if (one.version, one.paused) == ("2", False)}
+    assert right == {"changed", "new", "back", "elsewhere"}
+    assert found["gone"].paused
+    tags = {name: client.read_flow_run(run.id).tags for name, run in runs.items()}
+    assert "definition-gone" in tags["gone"]
+    assert "definition-gone" not in tags["back"]
+    assert queues(client, "gpu-a100") == queues(client, "cpu")
+
+
+def test_a_server_that_is_killed_in_mid_deploy_and_started_again_has_everything_in_the_end(
+    site: SiteSettings, tmp_path: Path
+):
+    names = {f"flow {number:02}" for number in range(40)}
+    for name in names:
+        (site.flow_directory / f"{name}.yaml").write_text(SMALLEST)
+    log, port = tmp_path / "gateway.log", services.unused_port()
+
+    def held(url: str) -> list[str]:
+        answer = httpx.post(f"{url}/deployments/filter", json={}, timeout=30)
+        return [found["name"] for found in answer.raise_for_status().json()]
+
+    with (
+        services.postgres(tmp_path) as database,
+        services.prefect_server_on(database, folder=tmp_path, port=port) as (url, server),
+        gateway(site, url, log) as keeper,
+    ):
+        wait_until(lambda: bool(held(url)), seconds=120, what="the first deployment")
+        server.kill()
+        server.wait()
+        wait_until(lambda: "cannot be brought into step" in log.read_text(), seconds=30, what="a try in vain")
+        with services.prefect_server_on(database, folder=tmp_path, port=port):
+            before = set(held(url))
+            wait_until(lambda: set(held(url)) == names, seconds=180, what="all deployments")
+            assert before < names
+            assert len(held(url)) == len(names)
+            assert keeper.poll() is None
 
 
 def test_a_run_that_was_made_after_the_plan_keeps_its_deployment(client: SyncPrefectClient):

@@ -12,13 +12,18 @@ from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import FlowRun
 
 from deployments.apply import bring_into_step
-from dicom_gateway.errors import TriggerRefusedError, TriggerUnavailableError
+from dicom_gateway.errors import NotDeployedError, TriggerRefusedError, TriggerUnavailableError
+from dicom_gateway.ledger import Ledger, LedgerRun
+from dicom_gateway.outbox import Outbox
 from dicom_gateway.prefect_trigger import PrefectTrigger
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.flows.process_study import process_study
 from flows_engine.handoff.run_request import RunRequest, Sender
 from tests.factories import leaked_canaries
+from tests.fakes.definitions import FakeDefinitions
+from tests.fakes.entered_studies import enter_study
 from tests.fakes.tcp_door import TcpDoor
+from tests.services import wait_until
 
 pytestmark = pytest.mark.prefect
 
@@ -81,7 +86,7 @@ def test_a_run_is_told_what_the_flow_takes_and_nothing_of_a_patient(client, trig
     assert taken["definition"] == wanted
     assert taken["sender"] == Sender(ae_title="PACS", host="10.0.0.1", port=104)
     assert taken["received_at"] == datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
-    assert set(run.parameters) == {"study_id", "study_uri", "sender", "received_at", "reason", "definition"}
+    assert set(run.parameters) == {"study_id", "study_uri", "sender", "received_at", "reason", "note", "definition"}
     assert leaked_canaries(run.model_dump_json()) == []
 
 
@@ -98,13 +103,37 @@ def test_a_run_keeps_the_definition_that_it_was_made_with(client, trigger):
 
 
 def test_what_is_not_deployed_yet_can_be_triggered_later(client, trigger):
-    with pytest.raises(TriggerUnavailableError, match="no deployment process-study/A yet"):
+    with pytest.raises(NotDeployedError, match="no deployment process-study/A yet"):
         trigger.trigger(request_for(definition()), idempotency_key="key")
     assert client.read_flow_runs() == []
 
     bring_into_step(client, [definition()])
 
     assert trigger.trigger(request_for(definition()), idempotency_key="key") == str(only_run(client).id)
+
+
+def test_studies_of_a_flow_that_is_not_deployed_say_so_and_are_triggered_once_it_is(client, trigger, tmp_path):
+    there, awaited = definition("There"), definition("Awaited")
+    bring_into_step(client, [there])
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    for wanted in (awaited, awaited, awaited, there):
+        enter_study(ledger, wanted)
+    outbox = Outbox(ledger, trigger, FakeDefinitions(there, awaited))
+    outbox.start()
+
+    def runs(flow: str) -> list[LedgerRun]:
+        return [run for study in ledger.studies() for run in study.runs if run.flow == flow]
+
+    wait_until(lambda: runs("There")[0].state == "created", seconds=30, what="the other flow is triggered")
+    told = {"Prefect has no deployment process-study/Awaited yet"}
+    wait_until(lambda: {run.last_error for run in runs("Awaited")} == told, seconds=30, what="the reason is told")
+    bring_into_step(client, [there, awaited])
+    wait_until(lambda: all(run.state == "created" for run in runs("Awaited")), seconds=30, what="all are triggered")
+    outbox.stop()
+
+    assert {run.last_error for run in runs("Awaited")} == {""}
+    assert len(client.read_flow_runs()) == 4
+    ledger.close()
 
 
 def test_a_deployment_that_was_made_anew_is_found_again(client, trigger):
@@ -114,7 +143,7 @@ def test_a_deployment_that_was_made_anew_is_found_again(client, trigger):
     client.delete_deployment(client.read_deployments()[0].id)
     bring_into_step(client, [definition()])
 
-    with pytest.raises(TriggerUnavailableError, match="no deployment"):
+    with pytest.raises(NotDeployedError, match="no deployment"):
         trigger.trigger(request_for(definition()), idempotency_key="two")
 
     assert trigger.trigger(request_for(definition()), idempotency_key="two") == str(only_run(client).id)
@@ -123,7 +152,7 @@ def test_a_deployment_that_was_made_anew_is_found_again(client, trigger):
 def test_a_deployment_of_that_name_of_another_flow_is_not_ours(client, trigger):
     client.create_deployment(flow_id=client.create_flow_from_name("somebody-elses"), name="A")
 
-    with pytest.raises(TriggerUnavailableError, match="no deployment"):
+    with pytest.raises(NotDeployedError, match="no deployment"):
         trigger.trigger(request_for(definition()), idempotency_key="key")
 
 
@@ -152,13 +181,21 @@ def test_a_server_that_goes_away_is_unavailable_until_it_is_back(client, empty_p
 
 def test_what_prefect_will_never_take_is_refused_without_its_words(client, trigger):
     bring_into_step(client, [definition()])
+    too_long = request_for(definition()).model_copy(update={"study_uri": f"file:///{STUDY}" * 20_000})
+
+    with pytest.raises(TriggerRefusedError, match="422") as caught:
+        trigger.trigger(too_long, idempotency_key="key")
+
+    assert STUDY not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_deployment_that_another_version_made_does_not_refuse_a_study(client, trigger):
+    bring_into_step(client, [definition()])
     (deployment,) = client.read_deployments()
+    assert deployment.enforce_parameter_schema, "what a person types into the form is checked"
     schema = json.loads(json.dumps(deployment.parameter_openapi_schema))
     schema["properties"]["study_id"] = {"type": "integer"}
     client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=schema))
 
-    with pytest.raises(TriggerRefusedError) as caught:
-        trigger.trigger(request_for(definition()), idempotency_key="key")
-
-    assert STUDY not in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
+    assert trigger.trigger(request_for(definition()), idempotency_key="key") == str(only_run(client).id)

@@ -18,7 +18,7 @@ from deployments import stranded_runs
 from deployments.apply import bring_into_step
 from deployments.stranded_runs import resume_stranded_runs
 from flows_engine.definition.naming import work_queue
-from flows_engine.run_claim import claim
+from flows_engine.handoff.run_claim import claim
 from tests import services
 from tests.fakes.definitions import flow
 
@@ -129,6 +129,19 @@ def test_a_run_that_dies_again_and_again_is_given_up_visibly(host: Host):
 
     assert host[run].state_type == StateType.CRASHED
     assert host[run].state.message == "its process was gone after each of 5 starts; retry it by hand"
+
+
+def test_what_a_run_says_while_it_runs_is_no_further_start(host: Host):
+    run = host.run(Running())
+    for name in ("Finished", "Sending"):
+        host.client.set_flow_run_state(run, State(type=StateType.RUNNING, name=name))
+    for state in (Scheduled(), Running(), State(type=StateType.RUNNING, name="Sending")):
+        host.client.set_flow_run_state(run, state, force=True)
+    assert host[run].run_count == 5
+
+    assert host.worker_starts() == 1
+
+    assert host[run].state_name == "AwaitingRetry"
 
 
 @pytest.mark.parametrize("state", [Pending(), Running()], ids=lambda state: state.name)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator
 
 import anyio
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import AwaitingRetry
 
 import flows_engine.flows.process_study as recipe
 from deployments.apply import bring_into_step
+from deployments.pool_template import JOB_TEMPLATE
 from deployments.study_worker import StudyWorker
 from tests.fakes.definitions import flow
 
@@ -40,10 +43,15 @@ def client(empty_prefect: str) -> Iterator[SyncPrefectClient]:
     with get_client(sync_client=True) as client:
         bring_into_step(client, [DEFINITION])
         yield client
+        # Work pools outlast a test, and others expect that of a site.
+        client.update_work_pool("cpu", WorkPoolUpdate(base_job_template=JOB_TEMPLATE))
 
 
 def waiting_run(client: SyncPrefectClient, *, command: str) -> FlowRun:
     """Make a run whose process is ``command``."""
+    template = copy.deepcopy(JOB_TEMPLATE)
+    template["job_configuration"]["command"] = command
+    client.update_work_pool("cpu", WorkPoolUpdate(base_job_template=template))
     (deployment,) = client.read_deployments()
     parameters = {
         "study_id": "0193e4c2-7a54-7cc3-98c4-dc0c0c070001",
@@ -52,9 +60,7 @@ def waiting_run(client: SyncPrefectClient, *, command: str) -> FlowRun:
         "received_at": "2024-05-06T07:08:09Z",
         "definition": DEFINITION.model_dump(mode="json", exclude_none=True),
     }
-    return client.create_flow_run_from_deployment(
-        deployment.id, parameters=parameters, job_variables={"command": command}
-    )
+    return client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
 
 
 def test_a_retry_while_the_containers_of_a_killed_run_are_removed_is_not_undone(

@@ -81,6 +81,7 @@ _flow = st.fixed_dictionaries(
     optional={
         "version": _text.filter(str.isprintable),
         "priority": st.integers(0, 5),
+        "concurrency_limit": st.integers(1, 100),
         "destinations": st.lists(_node, max_size=2),
         "return_to_sender_on_port": st.lists(st.integers(1, 65535), max_size=2),
     },
@@ -131,6 +132,26 @@ def test_the_digest_is_of_what_is_said_not_of_how(write_flow: Any) -> None:
     assert one.digest == same.digest != other.digest
     assert len(one.digest) == 64
     assert "digest" not in one.model_dump()
+
+
+def test_the_digest_of_a_definition_does_not_change_with_the_program() -> None:
+    """Runs that wait in a ledger are created once under a key that holds it, by whichever version comes next."""
+    plain = FlowDefinition.model_validate({"name": "a", "triggers": [], "models": [{"docker_kwargs": {"image": "x"}}]})
+
+    assert plain.digest == "72f3bd19ee18fd83370754e20b1beb0c625a0335f0fa3bd8e8455df8dc02d42d"
+
+
+def test_a_limit_of_runs_at_once_counts_for_the_digest_only_where_it_is_set() -> None:
+    assert "concurrency_limit" not in flow().model_dump()
+    assert flow(concurrency_limit="2").concurrency_limit == 2
+    assert flow(concurrency_limit=2).digest not in {flow().digest, flow(concurrency_limit=3).digest}
+    assert FlowDefinition.model_validate_json(flow(concurrency_limit=2).model_dump_json()) == flow(concurrency_limit=2)
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "1.5", "many", "", 10**12])
+def test_a_limit_of_runs_at_once_is_a_number_of_runs(limit: object) -> None:
+    with pytest.raises(ValidationError, match="concurrency_limit"):
+        flow(concurrency_limit=limit)
 
 
 def test_a_definition_cannot_be_changed() -> None:

@@ -15,7 +15,22 @@ def test_help_names_every_command(dicomflow):
     done = dicomflow("--help")
 
     assert done.returncode == 0
-    for command in ("up", "demo", "gateway", "worker", "deploy", "check", "studies", "explain", "release"):
+    for command in (
+        "up",
+        "demo",
+        "gateway",
+        "worker",
+        "deploy",
+        "check",
+        "studies",
+        "explain",
+        "release",
+        "reprocess",
+        "backtest",
+        "runs",
+        "queue",
+        "priority",
+    ):
         assert re.search(rf"^\W+{command} +[A-Z]", done.stdout, re.MULTILINE), command
 
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
-from deployments.server_errors import ServerUnreachableError, told_in_one_line
+from deployments.server_errors import ServerUnreachableError, told_in_one_line, unless_it_is_gone
 
 URL = "http://127.0.0.1:4200/api"
 
@@ -34,3 +34,15 @@ def test_silence_and_refusal_are_told_in_one_line_with_the_way_out(error: Except
 def test_other_errors_are_left_as_they_are():
     with pytest.raises(KeyError), told_in_one_line(URL):
         raise KeyError
+
+
+@pytest.mark.parametrize("error", [_status(404), ObjectNotFound(_status(404))])
+def test_what_somebody_else_has_deleted_is_no_error(error: Exception):
+    with unless_it_is_gone():
+        raise error
+
+
+@pytest.mark.parametrize("error", [_status(503), httpx.ConnectError("refused"), KeyError("x")])
+def test_what_may_still_be_there_is_an_error(error: Exception):
+    with pytest.raises(type(error)), unless_it_is_gone():
+        raise error

@@ -30,7 +30,7 @@ def names(plan: HostPlan) -> list[str]:
 def test_a_host_without_configuration_runs_everything_in_the_order_of_need():
     plan = planned()
 
-    assert names(plan) == ["postgres", "prefect-server", "gateway", "worker-cpu"]
+    assert names(plan) == ["postgres", "prefect-server", "gateway", "worker-cpu", "worker-gateway"]
     assert plan.api_url == "http://127.0.0.1:4200/api"
     assert plan.ui_url == "http://127.0.0.1:4200"
 
@@ -45,7 +45,7 @@ def test_gpus_bring_a_worker_with_a_slot_for_each():
 def test_a_site_with_its_own_server_gets_neither_server_nor_database():
     plan = planned({"PREFECT_API_URL": "http://prefect.hospital:4200/api"})
 
-    assert names(plan) == ["gateway", "worker-cpu"]
+    assert names(plan) == ["gateway", "worker-cpu", "worker-gateway"]
     assert plan.environment["PREFECT_API_URL"] == plan.api_url == "http://prefect.hospital:4200/api"
     assert "PREFECT_API_DATABASE_CONNECTION_URL" not in plan.environment
 
@@ -55,7 +55,7 @@ def test_a_site_with_its_own_database_gets_a_server_that_does_not_wait_for_ours(
 
     plan = planned({"PREFECT_API_DATABASE_CONNECTION_URL": database})
 
-    assert names(plan) == ["prefect-server", "gateway", "worker-cpu"]
+    assert names(plan) == ["prefect-server", "gateway", "worker-cpu", "worker-gateway"]
     assert plan.environment["PREFECT_API_DATABASE_CONNECTION_URL"] == database
     (server,) = (service for service in plan.services if service.name == "prefect-server")
     assert "deployments.when_ready" not in server.command
@@ -73,7 +73,15 @@ def test_a_worker_waits_until_its_pool_is_whole():
     (worker,) = (service for service in planned().services if service.name == "worker-cpu")
 
     waits_for = worker.command[worker.command.index("deployments.when_ready") + 1]
-    assert waits_for == "http://127.0.0.1:4200/api/work_pools/cpu/queues/priority-0"
+    assert waits_for == "http://127.0.0.1:4200/api/work_pools/cpu/queues/background"
+
+
+def test_requests_to_process_again_have_a_worker_of_their_own_with_some_slots():
+    (worker,) = (service for service in planned().services if service.name == "worker-gateway")
+
+    assert worker.command[-6:] == ("--pool", "gateway", "--name", "gpu-host-gateway", "--slots", "8")
+    waits_for = worker.command[worker.command.index("deployments.when_ready") + 1]
+    assert waits_for == "http://127.0.0.1:4200/api/work_pools/gateway/queues/default"
 
 
 def test_postgres_is_stopped_by_the_signal_that_does_not_wait_for_its_clients():

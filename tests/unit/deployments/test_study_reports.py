@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from deployments.study_reports import print_explanation, print_studies
-from dicom_gateway.ledger import Decision
+from dicom_gateway.ledger import Decision, ReprocessedRun
 from flows_engine.handoff.run_request import RunRequest
 from flows_engine.handoff.study_store import StudyNotFoundError
 from tests.factories import CANARY_SERIES_DESCRIPTION, leaked_canaries
@@ -131,3 +132,17 @@ def test_looking_leaves_no_trace(site, store_study):
 def test_where_nothing_was_received_no_ledger_is_made(site):
     assert printed(print_studies, site, limit=1) == f"no study was received yet in {site.data_dir}\n"
     assert list(site.data_dir.iterdir()) == []
+
+
+def test_runs_that_a_person_asked_for_stand_behind_what_became_of_the_study(site, ledger, store_study):
+    held, triggers = store_study("0001"), store_study("0002")
+    ledger.decide(held.study_id, Decision(outcome="held", reason="the association was aborted"))
+    ledger.decide(triggers.study_id, triggered(triggers, "A"))
+    for record in (held, triggers):
+        run = ReprocessedRun(flow="B", flow_run_id="run-b", request_id="request")
+        ledger.reprocessed(run if record is held else replace(run, flow_run_id="run-c"), study_id=record.study_id)
+
+    _, newest, oldest = printed(print_studies, site, limit=10).splitlines()
+
+    assert newest.rstrip().endswith("triggered  A (waiting), B again (run-c)")
+    assert oldest.rstrip().endswith("the association was aborted, B again (run-b)")

@@ -16,6 +16,7 @@ from dicom_gateway.layout import Layout
 from dicom_gateway.ledger import Ledger
 from dicom_gateway.outbox import Outbox
 from dicom_gateway.spool import Spool
+from dicom_gateway.uid_key import UidKey
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.study_store import StudyStore
 from tests.fakes.definitions import FakeDefinitions, flow
@@ -45,8 +46,9 @@ class World:
             spool=Spool(self.folder / "spool", layout=Layout([])),
             store=self.store,
             ledger=self.ledger,
-            outbox=Outbox(self.ledger, self.trigger),
+            outbox=Outbox(self.ledger, self.trigger, self.definitions),
             definitions=self.definitions,
+            uid_key=UidKey(b"the key of this test"),
             hold_incomplete=self.hold_incomplete,
             clock=lambda: datetime(2024, 5, 6, tzinfo=UTC),
         )

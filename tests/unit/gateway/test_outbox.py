@@ -3,13 +3,17 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
-from dicom_gateway.errors import TriggerRefusedError, TriggerUnavailableError
+from dicom_gateway.errors import NotDeployedError, TriggerRefusedError, TriggerUnavailableError
 from dicom_gateway.ledger import Decision
-from dicom_gateway.outbox import LONGEST_WAIT_SECONDS, Outbox, wait_seconds
+from dicom_gateway.outbox import GONE_SECONDS, Outbox
+from tests.fakes.definitions import FakeDefinitions, flow
 from tests.fakes.run_trigger import FakeRunTrigger
+
+NOTHING_DEFINED = FakeDefinitions()
 
 
 @pytest.fixture
@@ -19,7 +23,7 @@ def trigger():
 
 @pytest.fixture
 def outbox(ledger, trigger):
-    outbox = Outbox(ledger, trigger)
+    outbox = Outbox(ledger, trigger, NOTHING_DEFINED)
     outbox.start()
     yield outbox
     outbox.stop()
@@ -50,16 +54,6 @@ def states(ledger, study_id):
     return [run.state for run in ledger.study(study_id).runs]
 
 
-def test_waits_double_up_to_half_a_minute():
-    assert [wait_seconds(attempts) for attempts in (0, 1, 2, 6, 1000)] == [
-        0.5,
-        1.0,
-        2.0,
-        LONGEST_WAIT_SECONDS,
-        LONGEST_WAIT_SECONDS,
-    ]
-
-
 def test_a_new_run_is_created_at_once(ledger, trigger, outbox, ask):
     study_id = ask("A", "B")
     outbox.wake()
@@ -70,7 +64,7 @@ def test_a_new_run_is_created_at_once(ledger, trigger, outbox, ask):
 
 def test_what_an_earlier_gateway_left_is_created(ledger, trigger, ask):
     study_id = ask("A")
-    outbox = Outbox(ledger, trigger)
+    outbox = Outbox(ledger, trigger, NOTHING_DEFINED)
     outbox.start()
     wait_until(lambda: states(ledger, study_id) == ["created"])
     outbox.stop()
@@ -84,6 +78,116 @@ def test_prefect_away_delays_and_loses_nothing(ledger, trigger, outbox, ask):
     assert len(trigger.calls) == 3
     assert len(set(trigger.calls)) == 1
     assert ledger.study(study_id).outcome == "triggered"
+
+
+def test_a_server_that_is_away_is_asked_for_one_run_at_a_time_and_then_for_all_of_them(ledger, ask):
+    class Timed(FakeRunTrigger):
+        def __init__(self):
+            super().__init__()
+            self.called_at = []
+
+        def trigger(self, request, *, idempotency_key):
+            self.called_at.append(time.monotonic())
+            return super().trigger(request, idempotency_key=idempotency_key)
+
+        def longest_gap(self):
+            return max((later - earlier for earlier, later in pairwise(self.called_at)), default=0.0)
+
+    trigger = Timed()
+    trigger.away = TriggerUnavailableError("connection refused")
+    asked = [ask("A", number=f"{number:04d}") for number in range(100)]
+    outbox = Outbox(ledger, trigger, NOTHING_DEFINED)
+    outbox.start()
+
+    def pauses_have_grown():
+        outbox.wake()
+        return trigger.longest_gap() > 0.9
+
+    wait_until(pauses_have_grown)
+    # Four together, one more at once, one after half a second, one after another second.
+    assert len(trigger.calls) <= 7
+    assert {run.last_error for study_id in asked for run in ledger.study(study_id).runs} == {"connection refused"}
+
+    trigger.away = None
+    wait_until(lambda: all(states(ledger, study_id) == ["created"] for study_id in asked), seconds=30)
+    outbox.stop()
+    assert len(trigger.runs) == 100
+    assert {run.last_error for study_id in asked for run in ledger.study(study_id).runs} == {""}
+
+
+def test_a_flow_that_is_not_deployed_holds_up_no_other_however_many_of_its_runs_wait(ledger, trigger, ask):
+    trigger.broken_flows["A"] = NotDeployedError("no deployment yet")
+    waiting = [ask("A", number=f"{number:04d}") for number in range(100)]
+    others = [ask("B", number=f"{number:04d}") for number in range(200, 220)]
+    outbox = Outbox(ledger, trigger, NOTHING_DEFINED)
+    outbox.start()
+    wait_until(lambda: all(states(ledger, study_id) == ["created"] for study_id in others))
+    assert sum(":A:" in key for key in trigger.calls) < 10
+    assert {ledger.study(study_id).runs[0].last_error for study_id in waiting} == {"no deployment yet"}
+
+    trigger.broken_flows.clear()
+    wait_until(lambda: all(states(ledger, study_id) == ["created"] for study_id in waiting), seconds=30)
+    outbox.stop()
+    assert len(trigger.runs) == 120
+
+
+def test_one_run_that_always_fails_holds_up_no_other(ledger, trigger, ask):
+    class Picky(FakeRunTrigger):
+        def trigger(self, request, *, idempotency_key):
+            if request.study_id.endswith("0000"):
+                raise ValueError("boom")
+            return super().trigger(request, idempotency_key=idempotency_key)
+
+    failing = ask("A", number="0000")
+    others = [ask("A", number=f"{number:04d}") for number in range(1, 50)]
+    outbox = Outbox(ledger, Picky(), NOTHING_DEFINED)
+    outbox.start()
+    wait_until(lambda: all(states(ledger, study_id) == ["created"] for study_id in others))
+    outbox.stop()
+    assert states(ledger, failing) == ["pending"]
+    assert ledger.study(failing).runs[0].last_error == "creating the run failed with ValueError"
+
+
+def test_runs_are_created_oldest_first(ledger, trigger, ask):
+    asked = [ask("A", number=f"{number:04d}") for number in reversed(range(50))]
+    outbox = Outbox(ledger, trigger, NOTHING_DEFINED)
+    outbox.start()
+    wait_until(lambda: len(trigger.runs) == 50)
+    outbox.stop()
+    places = [sorted(asked).index(key.split(":")[0]) for key in trigger.calls]
+    assert max(abs(place - position) for position, place in enumerate(places)) <= 4
+
+
+class Clock:
+    def __init__(self):
+        self.offset_seconds = 0.0
+
+    def __call__(self):
+        return time.time() + self.offset_seconds
+
+
+@pytest.mark.parametrize("in_force", [False, True])
+def test_the_runs_of_a_flow_are_given_up_only_when_its_definition_is_gone_too(ledger, trigger, ask, in_force):
+    trigger.broken_flows["A"] = NotDeployedError("no deployment yet")
+    studies = [ask("A", "B", number=f"{number:04d}") for number in range(3)]
+    clock = Clock()
+    definitions = FakeDefinitions(*([flow("A")] if in_force else []))
+    outbox = Outbox(ledger, trigger, definitions, clock=clock)
+    outbox.start()
+    wait_until(lambda: all(states(ledger, study_id) == ["pending", "created"] for study_id in studies))
+    assert {ledger.study(study_id).outcome for study_id in studies} == {"triggered"}
+
+    calls = len(trigger.calls)
+    clock.offset_seconds = GONE_SECONDS
+    outbox.wake()
+    wait_until(lambda: len(trigger.calls) > calls)
+    outbox.stop()
+    outcomes = {(study.outcome, study.runs[0].state) for study in ledger.studies()}
+    if in_force:
+        assert outcomes == {("triggered", "pending")}
+    else:
+        assert outcomes == {("held", "refused")}
+        assert "A: its definition was removed" in ledger.study(studies[0]).reason
 
 
 def test_an_error_nobody_foresaw_is_tried_again(ledger, trigger, outbox, ask):
@@ -145,7 +249,7 @@ def test_several_runs_are_created_at_once_and_none_twice(ledger, ask):
 
     slow = Slow()
     study_id = ask("A", "B", "C", "D")
-    outbox = Outbox(ledger, slow)
+    outbox = Outbox(ledger, slow, NOTHING_DEFINED)
     outbox.start()
     for _ in range(20):
         outbox.wake()
@@ -165,7 +269,7 @@ def test_stopping_waits_for_the_run_at_hand(ledger, ask):
 
     held = Held()
     study_id = ask("A")
-    outbox = Outbox(ledger, held)
+    outbox = Outbox(ledger, held, NOTHING_DEFINED)
     outbox.start()
     assert held.inside.wait(timeout=5)
     stopper = threading.Thread(target=outbox.stop)

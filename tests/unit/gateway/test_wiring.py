@@ -6,10 +6,14 @@ import stat
 import pytest
 
 from dicom_gateway.errors import StartError
-from dicom_gateway.wiring import build_gateway, open_ledger
+from dicom_gateway.ledger import Ledger
+from dicom_gateway.uid_key import find_uid_key
+from dicom_gateway.wiring import LEDGER_NAME, build_gateway, open_ledger
 from flows_engine.handoff.site_settings import SiteSettings
+from flows_engine.handoff.study_store import Fingerprint, TagColumn
 from tests.fakes.definitions import FakeDefinitions
 from tests.fakes.run_trigger import FakeRunTrigger
+from tests.services import wait_until
 
 
 def build(folder, **settings):
@@ -70,3 +74,25 @@ def test_a_data_dir_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StartError, match="DATA_DIR"):
         build(tmp_path / "file")
+
+
+def test_studies_that_an_earlier_version_received_are_found_by_their_uid(tmp_path, make_record):
+    column = TagColumn(values=(("1.2.3",),), index=(0, 0, 0))
+    record = make_record().model_copy(
+        update={"fingerprint": Fingerprint(instance_count=3, columns={"0020000D": column})}
+    )
+    folder = tmp_path / "studies" / record.study_id
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text(record.model_dump_json())
+    ledger = Ledger(tmp_path / LEDGER_NAME)
+    ledger.add(record)
+    ledger.close()
+
+    gateway = build(tmp_path)
+    gateway.start()
+    try:
+        uid_hash = find_uid_key(tmp_path).hash_of("1.2.3")
+        wait_until(lambda: gateway.ledger.studies_of(uid_hash) == (record.study_id,), seconds=10, what="it is found")
+    finally:
+        gateway.stop(grace_seconds=0)
+    assert b"1.2.3" not in (tmp_path / LEDGER_NAME).read_bytes()

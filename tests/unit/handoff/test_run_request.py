@@ -41,7 +41,8 @@ def test_a_request_is_of_a_received_study_unless_it_says_otherwise() -> None:
 
 
 def test_a_request_names_nothing_of_a_patient() -> None:
-    assert set(RunRequest.model_fields) == {"study_id", "study_uri", "sender", "received_at", "reason", "definition"}
+    by_us = {"study_id", "study_uri", "sender", "received_at", "reason", "definition"}
+    assert set(RunRequest.model_fields) == {*by_us, "note"}  # a person who writes one is told to name no patient
     assert set(Sender.model_fields) == {"ae_title", "host", "port"}
 
 
@@ -64,3 +65,21 @@ def test_what_does_not_fit_is_refused(values: dict[str, Any]) -> None:
 def test_a_request_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         request().study_id = "0" * 8  # type: ignore[misc]
+
+
+def test_a_note_is_one_short_line_without_spaces_around_it() -> None:
+    assert request().note == ""
+    assert request(note=" model v2 ").note == "model v2"
+    assert request(note="x" * 100).note == "x" * 100
+
+
+@pytest.mark.parametrize("note", ["two\nlines", "a bell \a", "x" * 101])
+def test_what_is_no_short_line_is_no_note(note: str) -> None:
+    with pytest.raises(ValidationError, match="note"):
+        request(note=note)
+
+
+def test_a_request_of_a_version_without_notes_can_still_be_read() -> None:
+    document = request().model_dump(mode="json")
+    del document["note"]
+    assert RunRequest.model_validate(document) == request()
