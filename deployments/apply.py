@@ -81,7 +81,7 @@ def plan_changes(
         desired_deployment(definition, parameter_schema=schema, instance_id=instance_id) for definition in definitions
     ]
     if instance_id is not None:
-        desired.append(reprocess_deployment(parameter_schema=reprocess_schema(), instance_id=instance_id))
+        desired.append(reprocess_deployment(parameter_schema=reprocess_schema()))
     contents = read_contents(client, wanted={deployment.key for deployment in desired})
     return plan(desired, contents, instance_id=instance_id)
 
@@ -208,10 +208,11 @@ def _create_or_update(client: SyncPrefectClient, deployment: Deployment, *, come
     if not comes_back:
         _write_deployment(client, deployment, flow_id=flow_id)
         return
-    # It stays paused until its runs say so, too: a step that is cut off here is taken again.
-    deployment_id = _write_deployment(client, replace(deployment, paused=True), flow_id=flow_id)
+    # It counts as gone until its runs say otherwise, too: a step that is cut off here is taken again.
+    still_gone = replace(deployment, paused=True, tags=(*deployment.tags, naming.GONE_TAG))
+    deployment_id = _write_deployment(client, still_gone, flow_id=flow_id)
     unmark_runs(client, deployment_id)
-    client.update_deployment(deployment_id, DeploymentUpdate(paused=False))
+    client.update_deployment(deployment_id, DeploymentUpdate(paused=False, tags=list(deployment.tags)))
 
 
 def _write_deployment(client: SyncPrefectClient, deployment: Deployment, *, flow_id: UUID) -> UUID:

@@ -103,16 +103,17 @@ def desired_deployment(
     )
 
 
-def reprocess_deployment(*, parameter_schema: Mapping[str, Any], instance_id: str | None = None) -> Deployment:
-    """Return the deployment by which the installation ``instance_id`` is asked to process studies again.
+def reprocess_deployment(*, parameter_schema: Mapping[str, Any]) -> Deployment:
+    """Return the deployment by which an installation is asked to process studies again.
 
-    It is there whatever the definitions say.
+    It is there whatever the definitions say, and no installation's own: those that share a server would rewrite it in
+    turn.
     """
     return Deployment(
         name=naming.REPROCESS_DEPLOYMENT_NAME,
         version=_REPROCESS_VERSION,
         description=_REPROCESS_DESCRIPTION,
-        tags=(naming.MANAGED_TAG, *([] if instance_id is None else [naming.instance_tag(instance_id)])),
+        tags=(naming.MANAGED_TAG,),
         work_pool=naming.GATEWAY_POOL,
         work_queue=naming.PREFECTS_OWN_QUEUE,
         parameters={},
@@ -159,7 +160,7 @@ def plan(
 
     A pool that is there keeps its settings: they are the site's. A deployment of the installation ``instance_id`` whose
     definition is gone is paused; it is deleted by a later plan, once no run needs it any more. Those that others made,
-    or nobody knows who, are never removed.
+    or nobody knows who, are never removed. One that a person paused stays paused.
     """
     wanted = {deployment.key: deployment for deployment in desired}
     changes = list(pool_changes(pools_for(wanted.values()), existing.queue_priorities))
@@ -174,15 +175,12 @@ def plan(
                     detail=f"pool {deployment.work_pool}, queue {deployment.work_queue}",
                 )
             )
-        elif differing := differences(present, deployment):
+            continue
+        comes_back = naming.GONE_TAG in present.tags
+        kept = deployment if comes_back else replace(deployment, paused=present.paused)
+        if differing := differences(present, kept):
             changes.append(
-                Change(
-                    action="update",
-                    name=name,
-                    detail=", ".join(differing),
-                    deployment=deployment,
-                    comes_back=present.paused,
-                )
+                Change(action="update", name=name, detail=", ".join(differing), deployment=kept, comes_back=comes_back)
             )
     return (*changes, *_removals(existing, wanted=wanted.keys(), instance_id=instance_id))
 

@@ -16,7 +16,7 @@ import yaml
 
 from deployments.errors import CommandError
 from deployments.plan import Deployment, pools_for
-from flows_engine.definition.naming import instance_tag
+from flows_engine.definition.naming import FLOW_NAME, instance_tag
 
 BUILD_STEP: Final = "deployments.build_step.prepare"
 BUILD_ID: Final = "dicomflow"
@@ -82,7 +82,8 @@ def _entry(deployment: Deployment) -> dict[str, Any]:
         "parameters": deployment.parameters,
     }
     literal: dict[str, Any] = _literal({key: value for key, value in entry.items() if value is not None})
-    literal["tags"].append(instance_tag(_output(INSTANCE_OUTPUT)))
+    if deployment.flow_name == FLOW_NAME:
+        literal["tags"].append(instance_tag(_output(INSTANCE_OUTPUT)))
     return literal
 
 

@@ -76,7 +76,7 @@ def host_plan(facts: HostFacts) -> HostPlan:
     if own_database:
         services.append(_postgres(postgres_data))
 
-    environment = {**_PREFECT_DEFAULTS, "PREFECT_HOME": str(facts.data_dir / "prefect"), **facts.environ}
+    environment = {**PREFECT_DEFAULTS, "PREFECT_HOME": str(facts.data_dir / "prefect"), **facts.environ}
     environment |= {**facts.settings_environment, "PREFECT_API_URL": api_url}
     if "PREFECT_SERVER_API_AUTH_STRING" in environment:
         environment.setdefault("PREFECT_API_AUTH_STRING", environment["PREFECT_SERVER_API_AUTH_STRING"])
@@ -87,7 +87,7 @@ def host_plan(facts: HostFacts) -> HostPlan:
     return HostPlan(services=tuple(services), environment=environment, api_url=api_url)
 
 
-_PREFECT_DEFAULTS = {
+PREFECT_DEFAULTS = {
     # Patient data is near: nothing is reported to anyone.
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -18,6 +18,7 @@ from flows_engine.destinations.dicom_node import DicomNode
 from flows_engine.docker_runner import DockerRunner, engine_url
 from flows_engine.errors import WorkspaceError
 from flows_engine.handoff.run_claim import RunClaimedError, claim
+from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.site_settings import SiteSettings, load_site_settings
 from flows_engine.handoff.study_store import StudyNotFoundError, StudyStore
 from flows_engine.interfaces import ContainerRunner
@@ -88,6 +89,13 @@ class Engine:
             journal_path=self._workspace(run_id).journal(number),
             logger=logger,
         )
+
+    def sender(self, *, study_id: str) -> Sender:
+        """Return who sent a study, as its record says. Raises ``WorkspaceError`` where it has none that can be read."""
+        try:
+            return self.store.record(study_id).sender
+        except StudyNotFoundError as error:
+            raise WorkspaceError(str(error)) from error
 
     @contextmanager
     def claim(self, *, run_id: str) -> Iterator[None]:

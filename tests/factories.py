@@ -21,6 +21,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from flows_engine.definition.schema import FlowDefinition
+
 CANARY_NAME = "CANARYSURNAME^QUILLON"
 CANARY_ID = "CANARYID-7315-X"
 CANARY_BIRTH_DATE = "19010203"
@@ -161,6 +163,19 @@ def copying_model_keys(**keys: Any) -> dict[str, Any]:
 def flow_yaml(**keys: Any) -> str:
     """Return the text of a definition file; ``keys`` as in ``flow_keys``."""
     return yaml.safe_dump(flow_keys(**keys), sort_keys=False, allow_unicode=True)
+
+
+def run_parameters(definition: FlowDefinition | None = None, **values: Any) -> dict[str, Any]:
+    """Return what a run is told of a study that is nowhere; without ``definition``, it has its deployment's."""
+    told: dict[str, Any] = {
+        "study_id": "0193e4c2-7a54-7cc3-98c4-dc0c0c070001",
+        "study_uri": "file:///studies/1",
+        "sender": {"ae_title": "PACS", "host": "10.0.0.1", "port": 104},
+        "received_at": "2024-05-06T07:08:09Z",
+    }
+    if definition is not None:
+        told["definition"] = definition.model_dump(mode="json", exclude_none=True)
+    return told | values
 
 
 def _pixels(*, rows: int, columns: int, seed: int) -> bytes:

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from deployments.embedded_postgres import connection_url, socket_path
+from deployments.services import PREFECT_DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 _START_SECONDS = 120.0
@@ -102,25 +103,26 @@ def prefect_server_on(database: str, *, folder: Path, port: int) -> Iterator[tup
 
 
 def empty_prefect_server(api_url: str, *, pools: bool) -> None:
-    """Remove all runs and deployments from a Prefect server, and, if ``pools``, all work pools with their workers."""
+    """Remove all runs, deployments and workers from a Prefect server, and, if ``pools``, all work pools."""
     kinds = {"flow_runs": "id", "deployments": "id", **({"work_pools": "name"} if pools else {})}
     for kind, key in kinds.items():
         while found := httpx.post(f"{api_url}/{kind}/filter", json={}, timeout=30).raise_for_status().json():
             for item in found:
                 httpx.delete(f"{api_url}/{kind}/{item[key]}", timeout=30).raise_for_status()
+    for pool in httpx.post(f"{api_url}/work_pools/filter", json={}, timeout=30).raise_for_status().json():
+        workers = f"{api_url}/work_pools/{pool['name']}/workers"
+        for worker in httpx.post(f"{workers}/filter", json={}, timeout=30).raise_for_status().json():
+            httpx.delete(f"{workers}/{worker['name']}", timeout=30).raise_for_status()
 
 
 def prefect_environment(folder: Path, *, api_url: str) -> dict[str, str]:
-    """Return this environment, with the Prefect settings of whoever runs the tests replaced by the tests' own."""
+    """Return this environment, with the Prefect settings of whoever runs the tests replaced by those of a site."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     return {
         **kept,
-        "DO_NOT_TRACK": "1",
+        **PREFECT_DEFAULTS,
         "PREFECT_API_URL": api_url,
         "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_WORKER_QUERY_SECONDS": "0.5",
     }
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import prefect
 from prefect import Flow, State, get_run_logger, runtime
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed, Failed
-from pydantic import ValidationError, WithJsonSchema
+from pydantic import BeforeValidator, ValidationError, WithJsonSchema
 
 from flows_engine.definition.naming import FLOW_NAME, Reason
 from flows_engine.definition.schema import FlowDefinition, Node
@@ -26,6 +26,9 @@ from flows_engine.tasks.send_results import send_results
 from flows_engine.tasks.unforeseen import kind_of, unforeseen_in_one_line
 from flows_engine.wiring import site_engine
 
+# An empty field of Prefect's form.
+_NOTHING_TYPED: Final = BeforeValidator(lambda typed: None if typed == "" else typed)
+
 
 def remove_containers(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001
     """Remove what is left of a run's containers. The worker calls this where the run's own process no longer can."""
@@ -36,11 +39,12 @@ def remove_containers(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]
 def process_study(
     *,
     study_id: str,
-    reason: Reason = "received",  # noqa: ARG001 - shown with the run
+    # The gateway says its own; whoever fills in the form in Prefect's UI wants a study once more.
+    reason: Reason = "reprocess",  # noqa: ARG001 - shown with the run
     note: str = "",  # noqa: ARG001 - shown with the run
-    received_at: datetime,  # noqa: ARG001 - shown with the run
-    sender: Sender,
-    study_uri: str,  # noqa: ARG001 - for workers that do not share the gateway's disk
+    received_at: Annotated[datetime | None, _NOTHING_TYPED, WithJsonSchema({"type": "string"})] = None,  # noqa: ARG001
+    sender: Annotated[Sender | None, WithJsonSchema({"type": "object"})] = None,
+    study_uri: str = "",  # noqa: ARG001 - for workers that do not share the gateway's disk
     # Prefect's server would check its whole schema again for every run that is made, which takes ten times as long; and
     # the UI would make a form of some fifty fields of it, where a text of JSON can be read and is kept as it is.
     definition: Annotated[FlowDefinition, WithJsonSchema({"type": "object"})],
@@ -51,10 +55,11 @@ def process_study(
     The state that is returned has one line for a person.
 
     Args:
-        study_id: The study to process, as `dicomflow studies` lists it.
+        study_id: The study to process, as `dicomflow studies` lists it. Nothing else has to be filled in.
         reason: Why this run is made.
-        received_at: When the study was received, in UTC.
-        sender: Who sent the study. Results go back there if the flow says so.
+        note: What a person wants to say about it.
+        received_at: When the study was received, in UTC. Its record says so, too.
+        sender: Who sent the study. Results go back there if the flow says so; if this is empty, as the record says.
         study_uri: Where the study lies.
         definition: What is run, and where the results go. A run keeps it, whatever the flow's YAML says later.
     """
@@ -64,7 +69,7 @@ def process_study(
         with unforeseen_in_one_line(get_run_logger()), site_engine().claim(run_id=run_id):
             last = _run_models(definition, run_id=run_id, study_id=study_id)
             announce("Finished")
-            sent = _send(definition, last, sender=sender, run_id=run_id)
+            sent = _send(definition, last, sender=sender, study_id=study_id, run_id=run_id)
     except EngineError as error:
         get_run_logger().error("%s", error)
         return Failed(message=str(error))
@@ -81,11 +86,12 @@ def _run_models(definition: FlowDefinition, *, run_id: str, study_id: str) -> St
     return results[-1]
 
 
-def _send(definition: FlowDefinition, last: StepResult, *, sender: Sender, run_id: str) -> str:
+def _send(definition: FlowDefinition, last: StepResult, *, sender: Sender | None, study_id: str, run_id: str) -> str:
     """Send to all destinations side by side: one that is down delays none of the others."""
     nodes = list(definition.destinations)
     failures: list[str] = []
     for port in definition.return_to_sender_on_port:
+        sender = sender or site_engine().sender(study_id=study_id)
         try:
             nodes.append(Node(host=sender.host, port=port, ae_title=sender.ae_title))
         except ValidationError:

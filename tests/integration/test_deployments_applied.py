@@ -25,12 +25,13 @@ from prefect.states import Completed, Failed
 
 from deployments.apply import apply, bring_into_step, plan_changes, process_study_schema
 from deployments.deploy import deploy_definitions
-from deployments.plan import ENTRYPOINT
+from deployments.plan import ENTRYPOINT, REPROCESS_ENTRYPOINT
 from flows_engine.definition.naming import instance_tag
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.wiring import instance_id
 from tests import services
+from tests.factories import run_parameters
 from tests.fakes.interrupted_server import InterruptedServer
 from tests.fakes.tcp_door import TcpDoor
 from tests.services import wait_until
@@ -77,7 +78,9 @@ def definition(name: str, **values: object) -> FlowDefinition:
 
 
 def deployed(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
-    return {deployment.name: deployment for deployment in client.read_deployments()}
+    """Return all deployments by name, but for the one that processes again, which every installation has."""
+    found = client.read_deployments()
+    return {deployment.name: deployment for deployment in found if deployment.entrypoint != REPROCESS_ENTRYPOINT}
 
 
 def queues(client: SyncPrefectClient, pool: str) -> list[str]:
@@ -87,16 +90,9 @@ def queues(client: SyncPrefectClient, pool: str) -> list[str]:
 
 
 def waiting_run(client: SyncPrefectClient, name: str) -> FlowRun:
-    document = deployed(client)[name].parameters["definition"]
     return client.create_flow_run_from_deployment(
         deployed(client)[name].id,
-        parameters={
-            "study_id": "0193e4c2-7a54-7cc3-98c4-dc0c0c070001",
-            "study_uri": "file:///studies/1",
-            "sender": {"ae_title": "PACS", "host": "10.0.0.1", "port": 104},
-            "received_at": "2024-05-06T07:08:09Z",
-            "definition": document,
-        },
+        parameters=run_parameters(),
     )
 
 
@@ -111,7 +107,8 @@ def test_pools_have_queues_in_the_order_of_our_priorities_and_prefects_own_last(
         assert pool.type == "process"
         assert queues(client, name) == [
             *(f"{number} priority-{priority}" for number, priority in enumerate((5, 4, 3, 2, 1, 0), start=1)),
-            "7 default",
+            "7 background",
+            "8 default",
         ]
 
 
@@ -170,7 +167,11 @@ def test_a_second_run_changes_nothing_and_says_so(
     status, out, err = deploy()
     assert (status, err) == (0, [])
     assert out[0] == "create pool cpu"
-    assert out[-2:] == ["create a: pool cpu, queue priority-0", "create b: pool cpu, queue priority-5"]
+    assert out[-3:] == [
+        "create a: pool cpu, queue priority-0",
+        "create b: pool cpu, queue priority-5",
+        "create reprocess/study: pool gateway, queue default",
+    ]
     before = deployed(client)
 
     assert deploy() == (0, ["all 2 deployments are as their definitions say"], [])
@@ -214,6 +215,7 @@ def test_a_plan_is_printed_and_nothing_is_changed(
             f"create queue gpu-a100/priority-{priority}: Prefect priority {6 - priority}"
             for priority in (5, 4, 3, 2, 1, 0)
         ),
+        "create queue gpu-a100/background: Prefect priority 7",
         "update changed: version, tags, parameters, concurrency_limit, collision_strategy",
         "update moved: version, tags, work_pool, work_queue, parameters",
         "create new: pool cpu, queue priority-0",
@@ -238,14 +240,14 @@ def test_what_changed_in_a_file_is_changed_and_printed(deploy, site: SiteSetting
     assert sorted(after.tags) == ["dicomflow", instance_tag(instance_id(site.data_dir)), "priority:3", "version:2"]
 
 
-def test_what_was_changed_by_hand_is_set_right(client: SyncPrefectClient):
+def test_what_was_changed_by_hand_is_set_right_but_for_a_pause(client: SyncPrefectClient):
     bring_into_step(client, [definition("A")])
     client.update_deployment(deployed(client)["A"].id, DeploymentUpdate(paused=True, description="by hand"))
 
     (change,) = bring_into_step(client, [definition("A")])
 
-    assert str(change) == "update A: description, paused"
-    assert not deployed(client)["A"].paused
+    assert str(change) == "update A: description"
+    assert deployed(client)["A"].paused
 
 
 def test_a_deployment_without_definition_is_paused_while_a_run_waits_and_then_deleted(
@@ -408,7 +410,7 @@ def test_several_deploys_at_once_end_right(no_pools: None, client: SyncPrefectCl
     assert plan_changes(client, wanted, instance_id="this") == ()
     assert queues(client, "cpu") == queues(client, "gpu")
     assert queues(client, "cpu")[0] == "1 priority-5"
-    assert queues(client, "cpu")[-2:] == ["6 priority-0", "7 default"]
+    assert queues(client, "cpu")[-2:] == ["7 background", "8 default"]
 
     for _ in range(2):
         with ThreadPoolExecutor(3) as pool:
@@ -430,6 +432,7 @@ def test_a_pool_that_was_made_half_way_is_completed(client: SyncPrefectClient):
 
     assert [line.split()[1] for line in queues(client, "cpu")] == [
         *(f"priority-{priority}" for priority in (5, 4, 3, 2, 1, 0)),
+        "background",
         "default",
     ]
 
@@ -447,7 +450,7 @@ def test_a_bad_file_is_reported_and_the_others_are_deployed(deploy, site: SiteSe
 
     assert status == 1
     assert any(line.startswith(f"{site.flow_directory}/bad.yaml:") for line in err)
-    assert out[-1] == "create good: pool cpu, queue priority-0"
+    assert "create good: pool cpu, queue priority-0" in out
     assert list(deployed(client)) == ["good"]
 
 

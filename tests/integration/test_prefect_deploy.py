@@ -15,7 +15,7 @@ from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 
 from tests import services
-from tests.factories import flow_keys, model_keys
+from tests.factories import flow_keys, model_keys, run_parameters
 
 pytestmark = pytest.mark.prefect
 
@@ -184,12 +184,7 @@ def test_in_the_repository_one_pool_by_prefects_own_means_is_enough_and_a_stock_
 
     run = client.create_flow_run_from_deployment(
         deployed["smallest"].id,
-        parameters={
-            "study_id": "0193e4c2-7a54-7cc3-98c4-dc0c0c070001",
-            "study_uri": "file:///studies/1",
-            "sender": {"ae_title": "PACS", "host": "10.0.0.1", "port": 104},
-            "received_at": "2024-05-06T07:08:09Z",
-        },
+        parameters=run_parameters(),
     )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -11,11 +12,14 @@ import anyio
 import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
 
 from deployments.apply import bring_into_step
+from deployments.pool_template import JOB_TEMPLATE
 from deployments.study_worker import StudyWorker
 from deployments.successor import place
 from flows_engine.definition.naming import PRIORITIES, work_queue
+from tests.factories import run_parameters
 from tests.fakes.definitions import flow
 
 pytestmark = pytest.mark.prefect
@@ -43,17 +47,9 @@ class OneSlot:
         runs = [
             {
                 "name": f"{flow_name} {priority}",
-                "parameters": {
-                    "study_id": "0193e4c2-7a54-7cc3-98c4-dc0c0c070001",
-                    "study_uri": "file:///studies/1",
-                    "sender": {"ae_title": "PACS", "host": "10.0.0.1", "port": 104},
-                    "received_at": "2024-05-06T07:08:09Z",
-                },
+                "parameters": run_parameters(),
                 "enforce_parameter_schema": False,  # which takes most of the time in which a run is made
                 "work_queue_name": work_queue(priority),
-                # As all are after 15 s. A run that Prefect marks at this very moment is missing from a poll, and
-                # would now and then be passed by one other.
-                "state": {"type": "SCHEDULED", "name": "Late"},
                 "job_variables": {"command": f"sh -c '{command}'"},
             }
             for priority in priorities
@@ -106,8 +102,14 @@ class OneSlot:
 def slot(empty_prefect: str, tmp_path: Path) -> Iterator[OneSlot]:
     with get_client(sync_client=True) as client:
         bring_into_step(client, FLOWS)
+        # The pools that we make leave no choice of the command.
+        template = copy.deepcopy(JOB_TEMPLATE)
+        template["job_configuration"]["command"] = "{{ command }}"
+        template["variables"]["properties"]["command"] = {"type": "string"}
+        client.update_work_pool("cpu", WorkPoolUpdate(base_job_template=template))
         slot = OneSlot(client, api_url=empty_prefect, folder=tmp_path)
         yield slot
+        client.update_work_pool("cpu", WorkPoolUpdate(base_job_template=JOB_TEMPLATE))
         for path in ("cpu", "cpu/queues/priority-5"):
             slot.pause(path, paused=False)
         for deployment in client.read_deployments():

@@ -18,6 +18,7 @@ import flows_engine.tasks.send_results as send_results_module
 from flows_engine.definition.schema import FlowDefinition, Node
 from flows_engine.deliver import DeliveryResult
 from flows_engine.errors import DestinationUnavailableError, ModelFailedError
+from flows_engine.handoff.run_request import Sender
 from flows_engine.run_step import StepResult
 
 pytestmark = pytest.mark.prefect
@@ -51,6 +52,9 @@ class FakeEngine:
         self._call(f"{output_dir} to {node.ae_title} at {node.host}:{node.port}")
         return DeliveryResult(destination=node.ae_title, file_count=3, sent_count=3, not_dicom_count=0)
 
+    def sender(self, *, study_id: str) -> Sender:
+        return Sender(ae_title="AS_RECORDED", host="10.0.0.8", port=104)
+
     def _call(self, name: str) -> None:
         assert self.held
         self.calls.append(name)
@@ -72,14 +76,13 @@ def engine(empty_prefect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     refresh_global_settings_context()
 
 
-def process(**values: Any) -> State[Any]:
+def process(*, request: dict[str, Any] | None = None, **values: Any) -> State[Any]:
+    told = {"study_uri": "file:///studies/1", "sender": PATIENTS_SENDER, "received_at": "2024-05-06T07:08:09Z"}
     model = {"docker_kwargs": {"image": "busybox"}}
     definition = FlowDefinition.model_validate({"name": "A", "triggers": [], "models": [model, model], **values})
     return recipe.process_study(
         study_id="0193e4c2-7a54-7cc3-98c4-dc0c0c070001",
-        study_uri="file:///studies/1",
-        sender=PATIENTS_SENDER,
-        received_at="2024-05-06T07:08:09Z",
+        **(told if request is None else request),
         definition=definition,
         return_state=True,
     )
@@ -101,6 +104,15 @@ def test_models_run_in_order_then_the_last_output_goes_to_every_destination(engi
     assert state.name == "Completed"
     assert state.message.startswith("2 models run, 3 instances")
     assert not engine.held
+
+
+@pytest.mark.parametrize("request_", [{}, {"received_at": "", "study_uri": ""}])
+def test_who_fills_in_prefects_form_needs_to_name_the_study_alone(engine: FakeEngine, request_: dict[str, Any]):
+    state = process(request=request_, return_to_sender_on_port=[10002])
+
+    assert state.name == "Completed"
+    assert engine.calls[-1] == "/runs/1 to AS_RECORDED at 10.0.0.8:10002"
+    assert only_run()[0].parameters["reason"] == "reprocess"
 
 
 def test_the_states_of_the_dashboard_are_shown_in_their_order(engine: FakeEngine):

@@ -27,12 +27,12 @@ from deployments.state_choice import failed, not_over, state_choice
 from flows_engine.definition.naming import study_tag, work_queue
 from flows_engine.definition.schema import FlowDefinition
 from tests import services
+from tests.factories import run_parameters
 from tests.fakes.definitions import flow
 
 pytestmark = pytest.mark.prefect
 
 HEAD, NECK = flow("Head", {"Modality": "CT"}), flow("Neck", {"Modality": "CT"})
-NOW = datetime.now(UTC)
 STATES = {
     "waits": Scheduled(),
     "runs": Running(),
@@ -71,15 +71,8 @@ def make(client: SyncPrefectClient) -> Callable[..., str]:
             name=f"{definition.name} {study}",
             tags=[study_tag(study)],
             work_queue_name=work_queue(priority),
-            parameters={
-                "study_id": study,
-                "study_uri": "file:///studies/1",
-                "sender": {"ae_title": "PACS", "host": "10.0.0.1", "port": 104},
-                "received_at": "2024-05-06T07:08:09Z",
-                "definition": definition.model_dump(mode="json", exclude_none=True),
-                **parameters,
-            },
-            state=Scheduled(scheduled_time=NOW - timedelta(seconds=age_seconds)),
+            parameters=run_parameters(definition, study_id=study, **parameters),
+            state=Scheduled(scheduled_time=datetime.now(UTC) - timedelta(seconds=age_seconds)),
         )
         if state is not None:
             client.set_flow_run_state(run.id, state, force=True)
@@ -200,7 +193,7 @@ def test_many_waiting_runs_are_no_more_work_than_few(make, client: SyncPrefectCl
     for _ in range(2):
         make(priority=2)
         asked.clear()
-        read_pools(client, own_slots={}, now=NOW)
+        read_pools(client, own_slots={}, now=datetime.now(UTC))
         costs.append(len(asked))
 
     assert costs[0] == costs[1]

@@ -20,6 +20,7 @@ from deployments.stranded_runs import resume_stranded_runs
 from flows_engine.definition.naming import work_queue
 from flows_engine.handoff.run_claim import claim
 from tests import services
+from tests.factories import run_parameters
 from tests.fakes.definitions import flow
 
 pytestmark = pytest.mark.prefect
@@ -38,13 +39,7 @@ class Host:
     def run(self, state: State, *, began: bool = True) -> UUID:
         """Make a run in a state; ``began`` tells whether a process of this host ever claimed it."""
         (deployment,) = self.client.read_deployments()
-        parameters = {
-            "study_id": "0193e4c2-7a54-7cc3-98c4-dc0c0c070001",
-            "study_uri": "file:///studies/1",
-            "sender": {"ae_title": "PACS", "host": "10.0.0.1", "port": 104},
-            "received_at": "2024-05-06T07:08:09Z",
-            "definition": DEFINITION.model_dump(mode="json", exclude_none=True),
-        }
+        parameters = run_parameters(DEFINITION)
         run = self.client.create_flow_run_from_deployment(
             deployment.id, parameters=parameters, work_queue_name=work_queue(0)
         )

@@ -17,6 +17,7 @@ import flows_engine.flows.process_study as recipe
 from deployments.apply import bring_into_step
 from deployments.pool_template import JOB_TEMPLATE
 from deployments.study_worker import StudyWorker
+from tests.factories import run_parameters
 from tests.fakes.definitions import flow
 
 pytestmark = pytest.mark.prefect
@@ -53,13 +54,7 @@ def waiting_run(client: SyncPrefectClient, *, command: str) -> FlowRun:
     template["job_configuration"]["command"] = command
     client.update_work_pool("cpu", WorkPoolUpdate(base_job_template=template))
     (deployment,) = client.read_deployments()
-    parameters = {
-        "study_id": "0193e4c2-7a54-7cc3-98c4-dc0c0c070001",
-        "study_uri": "file:///studies/1",
-        "sender": {"ae_title": "PACS", "host": "10.0.0.1", "port": 104},
-        "received_at": "2024-05-06T07:08:09Z",
-        "definition": DEFINITION.model_dump(mode="json", exclude_none=True),
-    }
+    parameters = run_parameters(DEFINITION)
     return client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
 
 

@@ -23,20 +23,13 @@ from dicom_gateway.prefect_trigger import PrefectTrigger
 from flows_engine.definition import naming
 from flows_engine.handoff.run_request import RunRequest
 from tests import services
+from tests.factories import run_parameters
 from tests.fakes.definitions import flow
 
 pytestmark = pytest.mark.prefect
 
 DEFINITION = flow("A", {"Modality": "CT"})
-REQUEST = RunRequest.model_validate(
-    {
-        "study_id": "0193e4c2-7a54-7cc3-98c4-dc0c0c070001",
-        "study_uri": "file:///studies/1",
-        "sender": {"ae_title": "PACS", "host": "10.0.0.1", "port": 104},
-        "received_at": "2024-05-06T07:08:09Z",
-        "definition": DEFINITION,
-    }
-)
+REQUEST = RunRequest.model_validate(run_parameters(DEFINITION))
 KEY = "study 1, flow A"
 CHANGES_OF_A_MOVE = 3
 

@@ -27,8 +27,8 @@ def wanted(name: str = "A", **values: object) -> Deployment:
     return desired_deployment(FlowDefinition.model_validate({**document, **values}), parameter_schema=SCHEMA)
 
 
-def reprocessing(instance_id: str = "this") -> Deployment:
-    return reprocess_deployment(parameter_schema=SCHEMA, instance_id=instance_id)
+def reprocessing() -> Deployment:
+    return reprocess_deployment(parameter_schema=SCHEMA)
 
 
 def holding(*deployments: Deployment, busy: tuple[str, ...] = (), queues=POOLS) -> PrefectContents:
@@ -101,10 +101,27 @@ def test_an_update_names_the_fields_that_differ(change, fields):
     assert update.deployment == wanted(**change)
 
 
-def test_a_definition_that_comes_back_unpauses_its_deployment():
-    (update,) = plan([wanted()], holding(replace(wanted(), paused=True)))
+def test_what_processes_again_is_not_rewritten_by_another_installation():
+    present = holding(reprocessing(), queues={**POOLS, "gateway": {}})
 
-    assert str(update) == "update A: paused"
+    assert plan([reprocessing()], present, instance_id="another") == ()
+
+
+def test_a_deployment_that_a_person_paused_stays_paused():
+    assert plan([wanted()], holding(replace(wanted(), paused=True))) == ()
+
+    (update,) = plan([wanted()], holding(replace(wanted(), paused=True, version="another")))
+
+    assert str(update) == "update A: version"
+    assert update.deployment is not None
+    assert update.deployment.paused
+    assert not update.comes_back
+
+
+def test_a_definition_that_comes_back_unpauses_its_deployment():
+    (update,) = plan([wanted()], holding(retired(wanted())))
+
+    assert str(update) == "update A: description, tags, paused"
     assert update.deployment is not None
     assert not update.deployment.paused
     assert update.comes_back
@@ -289,9 +306,9 @@ def test_a_flow_called_study_is_another_deployment_than_the_one_that_processes_a
     assert change.deployment.flow_name == "process-study"
 
 
-def test_what_processes_again_belongs_to_an_installation_and_runs_the_gateways_flow():
+def test_what_processes_again_is_no_installations_own_and_runs_the_gateways_flow():
     deployment = reprocessing()
 
-    assert deployment.tags == ("dicomflow", "instance:this")
+    assert deployment.tags == ("dicomflow",)
     assert (deployment.flow_name, deployment.name, deployment.key) == ("reprocess", "study", "reprocess/study")
     assert deployment.entrypoint == "dicom_gateway.reprocess.reprocess"

@@ -16,7 +16,7 @@ from prefect.utilities.templating import apply_values, find_placeholders
 from rich.console import Console
 
 from deployments import build_step
-from deployments.plan import Deployment, desired_deployment
+from deployments.plan import Deployment, desired_deployment, reprocess_deployment
 from deployments.prefect_yaml import BUILD_STEP, NameNotForPrefectYamlError, prefect_yaml
 from flows_engine.definition.schema import FlowDefinition
 
@@ -55,6 +55,12 @@ def test_an_entry_says_all_that_a_deployment_is() -> None:
         "schedules": [],
         "parameters": wanted.parameters,
     }
+
+
+def test_what_processes_again_carries_no_installations_tag() -> None:
+    (entry,) = as_prefect_reads(prefect_yaml([reprocess_deployment(parameter_schema={})]))
+
+    assert entry["tags"] == ["dicomflow"]
 
 
 def test_the_order_is_that_of_the_names_and_the_text_is_always_the_same() -> None:
