@@ -112,6 +112,10 @@ class PrefectApi:
     def await_deployments(self, *names: str) -> None:
         eventually(self.deployment_names, lambda known: known >= set(names), what=f"deployments {names}")
 
+    def await_parameter(self, deployment: str, text: str) -> None:
+        """Return once the definition that a deployment carries has ``text`` in it."""
+        eventually(lambda: str(self.deployment(deployment)["parameters"]), lambda told: text in told, what=text)
+
     def _get(self, path: str, **query: str) -> Any:
         response = self._client.get(path, params=query)
         response.raise_for_status()
