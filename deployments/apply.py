@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
+from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import (
@@ -51,12 +52,18 @@ _FAILED = (StateType.FAILED, StateType.CRASHED)
 
 def process_study_schema() -> dict[str, Any]:
     """Return the schema of the flow's parameters, from which the UI builds its form."""
-    return parameter_schema(process_study).model_dump_for_openapi()
+    return _schema(process_study)
 
 
 def reprocess_schema() -> dict[str, Any]:
     """Return the schema of what can be asked for when studies are processed again."""
-    return parameter_schema(reprocess).model_dump_for_openapi()
+    return _schema(reprocess)
+
+
+def _schema(flow: Flow[..., Any]) -> dict[str, Any]:
+    schema = parameter_schema(flow).model_dump_for_openapi()
+    # `prefect deploy` leaves them out where there are none.
+    return {key: value for key, value in schema.items() if value or key != "definitions"}
 
 
 def bring_into_step(

@@ -17,10 +17,13 @@ _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
 # Studies that matched a definition just before it went away have their runs by then.
 _REMOVAL_SECONDS = 10.0
+# What nobody tells of is set right by then: runs of a definition that is gone are over, a deployment was deleted by
+# hand, the server has another database.
+_LOOK_SECONDS = 60.0
 
 
 class DeploymentKeeper:
-    """A thread that brings Prefect into step whenever it is told to, and tries until it has worked.
+    """A thread that brings Prefect into step whenever it is told to, and every minute; it tries until it has worked.
 
     Prefect may be down when a definition changes, or when the gateway starts: neither may keep it from receiving.
     """
@@ -49,7 +52,7 @@ class DeploymentKeeper:
 
     def _run(self) -> None:
         pause_seconds = _FIRST_PAUSE_SECONDS
-        look_again_seconds: float | None = None
+        look_again_seconds = _LOOK_SECONDS
         while not self._stop.is_set():
             self._wake.wait(look_again_seconds)
             self._wake.clear()
@@ -73,6 +76,8 @@ class DeploymentKeeper:
                 continue
             pause_seconds = _FIRST_PAUSE_SECONDS
             # What is paused now is deleted by a later step.
-            look_again_seconds = _REMOVAL_SECONDS if any(change.action == "pause" for change in changes) else None
+            look_again_seconds = (
+                _REMOVAL_SECONDS if any(change.action == "pause" for change in changes) else _LOOK_SECONDS
+            )
             for change in changes:
                 logger.info("%s", change, extra={"action": "deployed"})

@@ -7,6 +7,8 @@ CommandError
   ├─ RunNotFoundError        no run is called so, or several are
   ├─ MoveRefusedError        a run cannot go to another queue
   ├─ UnknownStateError       no state is called so
+  ├─ FileNotWrittenError     a prefect.yaml cannot be read or written
+  ├─ NameNotForPrefectYamlError  a flow has a name that `prefect deploy` would change
   ├─ DemoFailedError         the demonstration did not end with every instance delivered
   ├─ ToolMissingError        a tool of DCMTK is not installed
   └─ ToolFailedError         a tool of DCMTK did not do what it was started for

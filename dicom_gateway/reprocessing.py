@@ -129,6 +129,11 @@ class Reprocessing:
                 )
 
     def _process(self, study_id: str, wanted: tuple[FlowDefinition, ...]) -> None:
+        study = self._ledger.study(study_id)
+        if study is not None and study.outcome == "held":
+            reason = f"study {study_id} is held ({study.reason}); `dicomflow release {study_id}` lets it go on"
+            self._not_processed(study_id, reason)
+            return
         record = self._store.record(study_id)
         study_uri = self._store.input_folder(study_id).parent.absolute().as_uri()
         choice = choose(record.fingerprint, wanted, self._request)

@@ -16,6 +16,7 @@ from flows_engine.definition.naming import FLOW_NAME, Reason
 from flows_engine.definition.schema import FlowDefinition, Node
 from flows_engine.deliver import DeliveryResult
 from flows_engine.errors import EngineError
+from flows_engine.flows.run_identity import be_found
 from flows_engine.flows.run_log import spare_foreseen_tracebacks
 from flows_engine.flows.run_state import announce
 from flows_engine.handoff.run_request import Sender
@@ -65,6 +66,7 @@ def process_study(
     """
     run_id = str(runtime.flow_run.id)
     spare_foreseen_tracebacks()
+    be_found(definition.name, study_id)
     try:
         with unforeseen_in_one_line(get_run_logger()), site_engine().claim(run_id=run_id):
             last = _run_models(definition, run_id=run_id, study_id=study_id)

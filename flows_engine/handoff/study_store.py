@@ -80,8 +80,10 @@ class StudyStore:
     def folder(self, study_id: str) -> Path:
         """Return where a study lies, whether or not it is there; ``StudyNotFoundError`` for what is no study id."""
         if not _STUDY_ID.match(study_id):
+            # What was typed instead may be a patient's name.
             raise StudyNotFoundError(
-                f"{study_id!r} is not a study id; it looks like 0193e4c2-7a54-7cc3-98c4-dc0c0c07398f"
+                "what is given is no study id, which looks like 0193e4c2-7a54-7cc3-98c4-dc0c0c07398f; "
+                "`dicomflow studies` lists them"
             )
         return self.root / study_id
 

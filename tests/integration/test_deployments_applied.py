@@ -26,7 +26,7 @@ from prefect.states import Completed, Failed
 from deployments.apply import apply, bring_into_step, plan_changes, process_study_schema
 from deployments.deploy import deploy_definitions
 from deployments.plan import ENTRYPOINT, REPROCESS_ENTRYPOINT
-from flows_engine.definition.naming import instance_tag
+from flows_engine.definition.naming import REPROCESS_DEPLOYMENT_NAME, instance_tag
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.wiring import instance_id
@@ -341,9 +341,10 @@ def test_wherever_a_deploy_is_cut_off_another_one_gets_everything_right(
 def test_a_server_that_is_killed_in_mid_deploy_and_started_again_has_everything_in_the_end(
     site: SiteSettings, tmp_path: Path
 ):
-    names = {f"flow {number:02}" for number in range(40)}
-    for name in names:
+    flows = {f"flow {number:02}" for number in range(40)}
+    for name in flows:
         (site.flow_directory / f"{name}.yaml").write_text(SMALLEST)
+    names = {*flows, REPROCESS_DEPLOYMENT_NAME}
     log, port = tmp_path / "gateway.log", services.unused_port()
 
     def held(url: str) -> list[str]:

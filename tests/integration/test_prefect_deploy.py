@@ -117,7 +117,7 @@ def queues(client: SyncPrefectClient, pool: str) -> list[str]:
     return [queue.name for queue in sorted(found, key=lambda queue: queue.priority or 0)]
 
 
-IN_ORDER = [*(f"priority-{priority}" for priority in (5, 4, 3, 2, 1, 0)), "default"]
+IN_ORDER = [*(f"priority-{priority}" for priority in (5, 4, 3, 2, 1, 0)), "background", "default"]
 
 
 def test_both_doors_make_the_same_in_every_field(
@@ -125,10 +125,11 @@ def test_both_doors_make_the_same_in_every_field(
 ):
     assert dicomflow("deploy").returncode == 0
     by_us = everything(client)
-    assert len(by_us["deployments"]) == 3
-    assert {name: names for name, (_, _, names) in by_us["pools"].items()} == dict.fromkeys(
-        ("cpu", "gpu", "gpu-a100"), IN_ORDER
-    )
+    assert len(by_us["deployments"]) == 4
+    assert {name: names for name, (_, _, names) in by_us["pools"].items()} == {
+        **dict.fromkeys(("cpu", "gpu", "gpu-a100"), IN_ORDER),
+        "gateway": ["default"],
+    }
 
     services.empty_prefect_server(empty_prefect, pools=True)
     file = tmp_path / "site.yaml"
@@ -179,7 +180,7 @@ def test_in_the_repository_one_pool_by_prefects_own_means_is_enough_and_a_stock_
     done = prefect("deploy", "--all", folder=services.ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     deployed = {found.name: found for found in client.read_deployments()}
-    assert sorted(deployed) == ["StaticMounts", "TwoContainers", "smallest"]
+    assert sorted(deployed) == ["StaticMounts", "TwoContainers", "smallest", "study"]
     assert queues(client, "cpu") == queues(client, "gpu") == IN_ORDER
 
     run = client.create_flow_run_from_deployment(

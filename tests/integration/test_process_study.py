@@ -112,7 +112,10 @@ def test_who_fills_in_prefects_form_needs_to_name_the_study_alone(engine: FakeEn
 
     assert state.name == "Completed"
     assert engine.calls[-1] == "/runs/1 to AS_RECORDED at 10.0.0.8:10002"
-    assert only_run()[0].parameters["reason"] == "reprocess"
+    run, _ = only_run()
+    assert run.parameters["reason"] == "reprocess"
+    assert run.name == "A 0193e4c2-7a54-7cc3-98c4-dc0c0c070001"
+    assert "study:0193e4c2-7a54-7cc3-98c4-dc0c0c070001" in run.tags
 
 
 def test_the_states_of_the_dashboard_are_shown_in_their_order(engine: FakeEngine):

@@ -136,3 +136,13 @@ def test_what_was_paused_is_looked_at_again_by_itself(prefect: FakePrefect, monk
         wait_until(lambda: len(prefect.steps) == 2, seconds=5, what="the step that deletes")
 
     assert prefect.changes == []
+
+
+def test_what_nobody_tells_of_is_set_right_by_a_look_now_and_then(
+    prefect: FakePrefect, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(deployment_keeper, "_LOOK_SECONDS", 0.05)
+    prefect.changes = [(), (Change(action="delete", name="A"),), (), (Change(action="create", name="B"),)]
+
+    with keeping([]):
+        wait_until(lambda: not prefect.changes, seconds=5, what="the looks")

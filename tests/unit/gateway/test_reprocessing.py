@@ -264,7 +264,7 @@ def test_a_run_that_prefect_refuses_is_told_and_stops_no_other(site, receive, sp
 
 
 def test_in_bulk_held_and_undecided_studies_are_passed_over_and_counted(site, receive, span):
-    held = receive("0001", outcome="held")
+    receive("0001", outcome="held")
     receive("0002", outcome="received")
     receive("0003", outcome="no-match", modality="US")
     there = receive("0004")
@@ -272,8 +272,15 @@ def test_in_bulk_held_and_undecided_studies_are_passed_over_and_counted(site, re
     assert [study for study, _, _ in site.runs()] == [there]
     assert (result.held, result.not_decided, result.studies) == (1, 1, 2)
     assert "1 study matches no flow" in result.message()
-    site.ask(study=held)
-    assert [study for study, _, _ in site.runs()] == [there, held]
+
+
+def test_a_held_study_that_is_named_is_not_processed_and_says_what_lets_it_go_on(site, receive):
+    held = receive("0001", outcome="held")
+    result = site.ask(study=held)
+    assert site.runs() == []
+    assert result.failed
+    assert f"study {held} is held (" in result.message()
+    assert f"`dicomflow release {held}` lets it go on" in result.message()
 
 
 def test_a_span_of_time_takes_what_was_received_in_it(site, receive, span):

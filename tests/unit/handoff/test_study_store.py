@@ -65,7 +65,7 @@ def test_a_damaged_record_is_said_so_in_one_line_without_what_it_holds(tmp_path,
 
 @pytest.mark.parametrize("study_id", ["../../etc", "", "/etc", "0193E4C2", "a" * 65, "0193e4c2\n", ".."])
 def test_what_is_no_study_id_leads_nowhere(tmp_path, study_id):
-    with pytest.raises(StudyNotFoundError, match="is not a study id"):
+    with pytest.raises(StudyNotFoundError, match="is no study id"):
         StudyStore(tmp_path).folder(study_id)
 
 
