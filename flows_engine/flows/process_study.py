@@ -43,8 +43,9 @@ def process_study(
     # The gateway says its own; whoever fills in the form in Prefect's UI wants a study once more.
     reason: Reason = "reprocess",  # noqa: ARG001 - shown with the run
     note: str = "",  # noqa: ARG001 - shown with the run
-    received_at: Annotated[datetime | None, _NOTHING_TYPED, WithJsonSchema({"type": "string"})] = None,  # noqa: ARG001
-    sender: Annotated[Sender | None, WithJsonSchema({"type": "object"})] = None,
+    # These are of no type for Prefect: where nothing is typed, its form sends null.
+    received_at: Annotated[datetime | None, _NOTHING_TYPED, WithJsonSchema({})] = None,  # noqa: ARG001 - shown
+    sender: Annotated[Sender | None, WithJsonSchema({})] = None,
     study_uri: str = "",  # noqa: ARG001 - for workers that do not share the gateway's disk
     # Prefect's server would check its whole schema again for every run that is made, which takes ten times as long; and
     # the UI would make a form of some fifty fields of it, where a text of JSON can be read and is kept as it is.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Page, Route, sync_playwright
+from playwright.sync_api import Locator, Page, Route, sync_playwright
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _WINDOW = {"width": 1400, "height": 1000}
@@ -34,6 +34,16 @@ class Ui:
 
     def open(self, path: str) -> None:
         self.page.goto(f"{self._url}{path}")
+
+    def field(self, label: str) -> Locator:
+        """Return where a person types, in a form of Prefect's, below ``label``."""
+        named = self.page.get_by_text(label, exact=True)
+        return self.page.locator(".schema-form-property", has=named).get_by_role("textbox")
+
+    def submit(self) -> None:
+        """Send a deployment's form, and return when the UI shows the deployment's runs."""
+        self.page.get_by_role("button", name="Submit").click()
+        self.page.wait_for_url("**?tab=Runs")
 
     def picture(self, name: str) -> None:
         folder = os.environ.get("SCREENSHOTS")

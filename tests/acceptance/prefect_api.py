@@ -65,8 +65,8 @@ class PrefectApi:
     def deployment_names(self) -> set[str]:
         return {deployment["name"] for deployment in self._filter("deployments", {})}
 
-    def deployment(self, name: str) -> dict[str, Any]:
-        return self._get(f"/deployments/name/process-study/{name}")
+    def deployment(self, name: str, *, flow: str = "process-study") -> dict[str, Any]:
+        return self._get(f"/deployments/name/{flow}/{name}")
 
     def everything(self) -> str:
         """Return all that whoever reaches the UI can read of runs, tasks, states, logs, artifacts and deployments."""
@@ -80,13 +80,18 @@ class PrefectApi:
         self.set_state(run_id, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"})
 
     def cancel(self, run_id: str) -> None:
-        """Do what the UI's button Cancel does."""
-        self.set_state(run_id, {"type": "CANCELLING", "name": "Cancelling", "message": "Cancelled from the UI"})
+        """Do what the UI's button Cancel does; Prefect makes Cancelled of it at once where nothing runs yet."""
+        answer = self._set_state(run_id, type="CANCELLING", name="Cancelling", message="Cancelled from the UI")
+        assert answer["status"] == "ACCEPT" or answer["state"]["type"] == "CANCELLED", answer
 
     def set_state(self, run_id: str, state: dict[str, str]) -> None:
+        answer = self._set_state(run_id, **state)
+        assert answer["status"] == "ACCEPT", answer
+
+    def _set_state(self, run_id: str, **state: str) -> dict[str, Any]:
         response = self._client.post(f"/flow_runs/{run_id}/set_state", json={"state": state})
-        response.raise_for_status()
-        assert response.json()["status"] == "ACCEPT", response.text
+        found: dict[str, Any] = response.raise_for_status().json()
+        return found
 
     def change_work_pool(self, name: str, **values: Any) -> None:
         """Do what the UI's form of a work pool does."""

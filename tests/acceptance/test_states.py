@@ -44,6 +44,6 @@ def test_a_run_says_what_it_does_while_it_does_it(site: Site) -> None:
             assert site.containers(run_id) == []
         finally:
             answer.set()
-        message = f"1 model run, 1 instance delivered to RECEIVER at 127.0.0.1:{peer.port}"
+        message = f"1 model run, 1 instance delivered to RECEIVER@127.0.0.1:{peer.port}"
         assert site.api.await_final(run_id)["message"] == message
         assert told() == {**known, "code": 4, "state": "Completed", "message": message}

@@ -38,7 +38,7 @@ STATES = {
     "runs": Running(),
     "finished": State(type=StateType.RUNNING, name="Finished"),
     "sends": State(type=StateType.RUNNING, name="Sending"),
-    "sent": Completed(message="1 model run, 2 instances delivered to ARCHIVE at 127.0.0.1:104"),
+    "sent": Completed(message="1 model run, 2 instances delivered to ARCHIVE@127.0.0.1:104"),
     "failed": Failed(message="model 1 (busybox) ended with status 3"),
     "crashed": Crashed(message="its process is gone"),
     "cancelled": Cancelled(),
