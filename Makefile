@@ -8,10 +8,10 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check lint types map scripts generated bench screenshots format requirements environment dcmtk chromium engine images clean
+.PHONY: help demo up test check lint types map scripts generated bench bench-trigger screenshots format requirements environment dcmtk chromium engine images clean
 
 help: ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: environment dcmtk images ## Send a study through everything, with real parts, and show that it arrived
 	@$(PYTHON_BIN)/dicomflow demo
@@ -45,6 +45,11 @@ generated: environment
 bench: environment dcmtk images ## Measure, side by side with other programs
 	@$(PYTHON_BIN)/python -m tests.benchmarks.ingest
 	@$(PYTHON_BIN)/python -m tests.benchmarks.end_to_end
+
+bench-trigger: environment ## Measure run creation, long queues and deploying, on every database there is
+	@$(PYTHON_BIN)/python -m tests.benchmarks.triggering
+	@$(PYTHON_BIN)/python -m tests.benchmarks.deploying
+	@$(PYTHON_BIN)/python -m tests.benchmarks.reprocessing
 
 screenshots: environment dcmtk chromium images ## Take the pictures of docs/images anew
 	@mkdir -p docs/images

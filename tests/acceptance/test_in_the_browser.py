@@ -52,8 +52,8 @@ def test_a_study_is_processed_again_from_the_form_of_its_deployment(site: Site) 
 
     with browsing(site.ui_url) as ui:
         ui.open(f"/deployments/deployment/{site.api.deployment('study', flow='reprocess')['id']}/run")
-        ui.field("Study (Optional)").fill(study)
         ui.field("Note (Optional)").fill("model v2")
+        ui.field("Study (Optional)").fill(study)
         ui.picture("reprocess-form")
         ui.submit()
         request = site.api.await_runs("study", so_far + 1)[-1]

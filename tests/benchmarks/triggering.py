@@ -156,7 +156,7 @@ def _beside_a_long_queue(plan: Plan, folder: Path) -> None:
         }
         for question in asked["full"]:
             ways[question] = lambda name, question=question: time_each(
-                lambda _: asked[name][question]() and None, count=plan.asked, parallel=1
+                lambda _: _done(asked[name][question]()), count=plan.asked, parallel=1
             )
         for title, way in ways.items():
             found = {name: Latencies() for name in hosts}
@@ -177,6 +177,10 @@ def _beside_a_long_queue(plan: Plan, folder: Path) -> None:
         for name, path in paths.items():
             runs = path.check()
             print(f"  {name}: {runs} studies, {runs} runs")
+
+
+def _done(_answer: object) -> None:
+    """Take an answer as given: what counts is how long it took."""
 
 
 def _definition(priority: int) -> FlowDefinition:
