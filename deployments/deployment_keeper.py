@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from deployments.apply import bring_into_step
 from flows_engine.definition.schema import FlowDefinition
@@ -28,8 +28,16 @@ class DeploymentKeeper:
     Prefect may be down when a definition changes, or when the gateway starts: neither may keep it from receiving.
     """
 
-    def __init__(self, definitions: Callable[[], Iterable[FlowDefinition]], *, instance_id: str) -> None:
+    def __init__(
+        self,
+        definitions: Callable[[], Iterable[FlowDefinition]],
+        *,
+        instance_id: str,
+        also: Callable[[SyncPrefectClient], object] = lambda _: None,
+    ) -> None:
+        """``also`` is done after each step."""
         self._definitions = definitions
+        self._also = also
         self._instance_id = instance_id
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -61,6 +69,7 @@ class DeploymentKeeper:
             try:
                 with get_client(sync_client=True) as client:
                     changes = bring_into_step(client, self._definitions(), instance_id=self._instance_id)
+                    self._also(client)
             # Edge of the thread: whatever a server says, deployments must not stay out of step for good. Type only,
             # since the text of an answer may be anything.
             except Exception as error:  # noqa: BLE001

@@ -7,8 +7,12 @@ import signal
 import threading
 from collections.abc import Iterable
 
+from prefect.client.orchestration import SyncPrefectClient
+
 from deployments.deployment_keeper import DeploymentKeeper
+from deployments.successor import finish_moves
 from dicom_gateway.prefect_trigger import PrefectTrigger
+from dicom_gateway.run_history import PrefectRunHistory
 from dicom_gateway.wiring import build_gateway
 from flows_engine.definition.catalogue import CatalogueChange, FlowCatalogue
 from flows_engine.definition.errors import Problem
@@ -24,7 +28,9 @@ def serve(settings: SiteSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     catalogue = FlowCatalogue(settings.flow_directory, state_folder=settings.data_dir / "definitions")
-    keeper = DeploymentKeeper(lambda: catalogue.snapshot().values(), instance_id=instance_id(settings.data_dir))
+    keeper = DeploymentKeeper(
+        lambda: catalogue.snapshot().values(), instance_id=instance_id(settings.data_dir), also=_finish_what_was_cut_off
+    )
 
     def changed(change: CatalogueChange) -> None:
         _log(change)
@@ -41,6 +47,14 @@ def serve(settings: SiteSettings) -> None:
         finally:
             gateway.stop()
             keeper.stop()
+
+
+def _finish_what_was_cut_off(client: SyncPrefectClient) -> None:
+    """Do what a person's command or click began, where what should have gone on with it died."""
+    finish_moves(client)
+    withdrawn = PrefectRunHistory(client).withdraw_cancelled()
+    if withdrawn:
+        logger.info("runs of cancelled requests that were withdrawn: %d", withdrawn, extra={"action": "withdrawn"})
 
 
 def _log(change: CatalogueChange) -> None:

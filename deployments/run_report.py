@@ -10,11 +10,10 @@ from typing import Any, Final
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterName,
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterName,
     FlowRunFilterState,
     FlowRunFilterStateName,
     FlowRunFilterStateType,
@@ -86,22 +85,26 @@ def read_runs(
     runs = FlowRunFilter(
         state=_state_filter(states) if states else None,
         tags=FlowRunFilterTags(all_=[naming.study_tag(study_id)]) if study_id else None,
+        # Not by the deployment: that is deleted when the definition is gone, and the runs stay.
+        name=FlowRunFilterName(like_=naming.run_name(flow, "")) if flow else None,
     )
-    deployments = DeploymentFilter(name=DeploymentFilterName(any_=[flow])) if flow else None
-    found: list[FlowRun] = []
+    found: list[RunLine] = []
+    seen = 0
     while len(found) < limit:
         page = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[naming.FLOW_NAME])),
             flow_run_filter=runs,
-            deployment_filter=deployments,
             sort=FlowRunSort.EXPECTED_START_TIME_DESC,
             limit=min(_PAGE, limit - len(found)),
-            offset=len(found),
+            offset=seen,
         )
         if not page:
             break
-        found += page
-    return tuple(line for run in found if (line := run_line(run)) is not None)
+        seen += len(page)
+        # Prefect looks for a part of the name, whatever its case.
+        lines = (run_line(run) for run in page)
+        found += (line for line in lines if line is not None and flow in {"", line.flow})
+    return tuple(found)
 
 
 def _state_filter(states: StateChoice) -> FlowRunFilterState:

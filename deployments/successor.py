@@ -83,14 +83,17 @@ def place(client: SyncPrefectClient, run: FlowRun, *, priority: int) -> Placemen
     return Placement(run=successor, moved=True)
 
 
-def finish_moves(client: SyncPrefectClient, *, pool: str) -> int:
-    """Do what is left to do where a run of ``pool`` was being moved when whoever did it died; return how many."""
+def finish_moves(client: SyncPrefectClient, *, pool: str | None = None) -> int:
+    """Do what is left to do where a run, of ``pool`` or of any, was being moved when whoever did it died.
+
+    Returns how many there were. May be done while others move runs.
+    """
     unfinished = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
             tags=FlowRunFilterTags(all_=[naming.MANAGED_TAG, naming.MOVING_TAG]),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
         ),
-        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+        work_pool_filter=None if pool is None else WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
         limit=_MOST_UNFINISHED,
     )
     for successor in unfinished:

@@ -42,6 +42,11 @@ class MakeRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeftToGateway:
+    """Nothing is to be done: the gateway is about to create this run, since the study was received."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ThereAlready:
     """Nothing is to be done: ``run`` was made by this very request, or is under way."""
 
@@ -80,7 +85,7 @@ def next_step(
     request_id: str,
     runs: Collection[StudyRun],
     pending_keys: Collection[str],
-) -> MakeRun | ThereAlready:
+) -> MakeRun | ThereAlready | LeftToGateway:
     """Return what a request has to do so that a flow runs on a study.
 
     ``runs`` are those of the study that Prefect knows. ``pending_keys`` are those of runs that the gateway is about to
@@ -89,15 +94,19 @@ def next_step(
     own_flow = sorted(
         (run for run in runs if run.flow == definition.name), key=lambda run: (run.created_at, run.run_id), reverse=True
     )
-    for run in own_flow:
-        if request_id in run.request_ids and not run.was_withdrawn:
-            return ThereAlready(run=run, by_this_request=True)
+    # Only the newest: what it took the place of, in another queue, is not to be run again.
+    made = next((run for run in own_flow if request_id in run.request_ids), None)
+    if made is not None and not made.was_withdrawn:
+        return ThereAlready(run=made, by_this_request=True)
     for run in own_flow:
         if not run.is_over and run.digest == definition.digest:
             return ThereAlready(run=run, by_this_request=False)
     first = idempotency_key(study_id, definition)
-    # The same key as the gateway's, where it is about to create this run, or may be: then there is one run of both.
-    if not own_flow or first in pending_keys:
+    # A run of a request waits behind live work, and is withdrawn with the request. This one is live work.
+    if first in pending_keys:
+        return LeftToGateway()
+    # The same key as the gateway's: should it have been about to create this run after all, there is one run of both.
+    if not own_flow:
         return MakeRun(idempotency_key=first)
     return MakeRun(idempotency_key=f"{first}:after:{own_flow[0].run_id}")
 

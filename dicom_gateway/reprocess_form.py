@@ -15,8 +15,10 @@ from flows_engine.definition.naming import PRIORITIES
 from flows_engine.handoff.run_request import LONGEST_NOTE
 
 
-def _shown(title: str, description: str, *, max_length: int | None = None) -> FieldInfo:
+def _shown(title: str, description: str, *, max_length: int | None = None, pattern: str | None = None) -> FieldInfo:
     shown: dict[str, JsonValue] = {"title": title, "description": description}
+    if pattern is not None:
+        shown["pattern"] = pattern
     field: FieldInfo = Field(json_schema_extra=shown, max_length=max_length)
     return field
 
@@ -27,6 +29,8 @@ Study = Annotated[
         "Study",
         "One study: its study id, as `dicomflow studies` lists them, or its StudyInstanceUID. Leave it empty for all "
         "studies of a span of time.",
+        # A patient's name that is typed here is refused before Prefect has kept it.
+        pattern=r"^\s*([0-9a-f-]{8,64}|[0-9.]{1,64})?\s*$",
     ),
 ]
 Since = Annotated[

@@ -83,7 +83,9 @@ class ReprocessResult:
         """Return it all in one line."""
         parts = self._runs()
         if self._counts["under way"]:
-            already = self._named("under way", lambda row: f"{row.flow} as run {row.run_id}, {row.reason}")
+            already = self._named(
+                "under way", lambda row: f"{row.flow}{row.run_id and ' as run '}{row.run_id}, {row.reason}"
+            )
             parts.append(f"already under way: {already}")
         if self._without_match and self._in_bulk:
             parts.append(f"{_count(self._without_match, 'study matches', 'studies match')} no flow")

@@ -15,9 +15,9 @@ from dicom_gateway import explain
 from dicom_gateway.backing_off import wait_seconds
 from dicom_gateway.errors import TriggerRefusedError, TriggerUnavailableError
 from dicom_gateway.interfaces import RunHistory, RunTrigger
-from dicom_gateway.ledger import Ledger, ReprocessedRun
+from dicom_gateway.ledger import Ledger, LedgerStudy, ReprocessedRun
 from dicom_gateway.matching import FlowFinding
-from dicom_gateway.reprocess_decision import MakeRun, candidates, choose, next_step, queue
+from dicom_gateway.reprocess_decision import LeftToGateway, MakeRun, candidates, choose, next_step, queue
 from dicom_gateway.reprocess_request import ReprocessRequest
 from dicom_gateway.reprocess_result import ReprocessResult, Row, What
 from dicom_gateway.study_lookup import find_studies
@@ -130,8 +130,7 @@ class Reprocessing:
 
     def _process(self, study_id: str, wanted: tuple[FlowDefinition, ...]) -> None:
         study = self._ledger.study(study_id)
-        if study is not None and study.outcome == "held":
-            reason = f"study {study_id} is held ({study.reason}); `dicomflow release {study_id}` lets it go on"
+        if study is not None and (reason := _why_not(study)):
             self._not_processed(study_id, reason)
             return
         record = self._store.record(study_id)
@@ -173,6 +172,9 @@ class Reprocessing:
                     definition=definition,
                 )
                 self._make(run_request, idempotency_key=step.idempotency_key)
+            elif isinstance(step, LeftToGateway):
+                reason = "the gateway is about to make its run"
+                self._result.add(Row(study_id=study_id, flow=definition.name, what="under way", reason=reason))
             elif step.by_this_request:
                 self._made(study_id, definition.name, step.run.run_id)
             else:
@@ -227,3 +229,12 @@ class Reprocessing:
                 self._logger.warning("%s; again in %.1f s", error, seconds)
                 self._pause(seconds)
         return ask()
+
+
+def _why_not(study: LedgerStudy) -> str:
+    """Return why a study is not to be processed again now; empty where it may be."""
+    if study.outcome == "held":
+        return f"study {study.study_id} is held ({study.reason}); `dicomflow release {study.study_id}` lets it go on"
+    if study.outcome == "received":
+        return f"study {study.study_id} was just received, and the gateway is yet to decide on it; ask again then"
+    return ""

@@ -78,6 +78,19 @@ class PrefectRunHistory:
             seen |= waiting
         return withdrawn
 
+    def withdraw_cancelled(self) -> int:
+        """Cancel what waits of requests that were cancelled while nobody could see to it; return how many runs.
+
+        That is so where a request had not begun again after a retry, or its host was off, or Prefect did not answer.
+        """
+        requests = {request_id for run in self._read(_WAITING_AGAIN) for request_id in _request_ids(run)}
+        return sum(self.withdraw(request_id) for request_id in sorted(requests) if self._is_cancelled(request_id))
+
+    def _is_cancelled(self, request_id: str) -> bool:
+        with _unavailable_in_one_line(), suppress(ObjectNotFound, ValueError):
+            return self._client.read_flow_run(UUID(request_id)).state_type == StateType.CANCELLED
+        return False
+
     def _withdraw(self, run_id: UUID) -> bool:
         with _unavailable_in_one_line(), suppress(ObjectNotFound):
             # A list of two hundred is seconds old at its end, and what has begun meanwhile is to go on.
@@ -103,11 +116,22 @@ _OURS: Final = FlowFilter(name=FlowFilterName(any_=[naming.FLOW_NAME]))
 
 
 def _waiting(request_id: str) -> FlowRunFilter:
+    return _waiting_with(naming.request_tag(request_id))
+
+
+def _waiting_with(tag: str) -> FlowRunFilter:
     return FlowRunFilter(
-        tags=FlowRunFilterTags(all_=[naming.request_tag(request_id)]),
+        tags=FlowRunFilterTags(all_=[tag]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
         start_time=FlowRunFilterStartTime(is_null_=True),
     )
+
+
+_WAITING_AGAIN: Final = _waiting_with(naming.reason_tag("reprocess"))
+
+
+def _request_ids(run: FlowRun) -> frozenset[str]:
+    return frozenset(tag.removeprefix(_REQUEST_PREFIX) for tag in run.tags if tag.startswith(_REQUEST_PREFIX))
 
 
 def _study_run(run: FlowRun) -> StudyRun:
@@ -125,7 +149,7 @@ def _study_run(run: FlowRun) -> StudyRun:
         state=state.name or "",
         is_over=state.is_final(),
         created_at=run.created or _UNKNOWN_MOMENT,
-        request_ids=frozenset(tag.removeprefix(_REQUEST_PREFIX) for tag in run.tags if tag.startswith(_REQUEST_PREFIX)),
+        request_ids=_request_ids(run),
         was_withdrawn=state.is_cancelled() and state.message == WITHDRAWN,
     )
 

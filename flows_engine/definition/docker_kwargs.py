@@ -149,6 +149,12 @@ _Amount = Annotated[int, Field(ge=0, le=_LARGEST)]
 _Signed = Annotated[int, Field(ge=-_LARGEST, le=_LARGEST)]
 
 
+def _not_prefects(name: str) -> None:
+    # In a run's parameters Prefect would take what stands beside it for a template, and the run would get another text.
+    if name == "__prefect_kind":
+        raise ValueError(f"{name!r} is a name that Prefect keeps for itself; take another one")
+
+
 class DockerKwargs(BaseModel):
     """The allowed arguments of docker-py's ``containers.create``. What is not set is the default."""
 
@@ -190,9 +196,17 @@ class DockerKwargs(BaseModel):
         for name in environment:
             if not name or "=" in name or " " in name or not name.isprintable():
                 raise ValueError(f"{name!r} is no name of a variable")
+            _not_prefects(name)
         if _GPU_VARIABLE in environment:
             raise ValueError(f"{_GPU_VARIABLE} takes GPUs that other runs may hold; {_GPU}")
         return environment
+
+    @field_validator("labels", "tmpfs")
+    @classmethod
+    def _names(cls, named: dict[str, str] | None) -> dict[str, str] | None:
+        for name in named or {}:
+            _not_prefects(name)
+        return named
 
     @field_validator("working_dir")
     @classmethod

@@ -39,7 +39,8 @@ def remove_containers(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]
 @prefect.flow(name=FLOW_NAME, on_crashed=[remove_containers], on_cancellation=[remove_containers])
 def process_study(
     *,
-    study_id: str,
+    # A patient's name that is typed into the form is refused before Prefect has kept it.
+    study_id: Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[0-9a-f-]{8,64}$"})],
     # The gateway says its own; whoever fills in the form in Prefect's UI wants a study once more.
     reason: Reason = "reprocess",  # noqa: ARG001 - shown with the run
     note: str = "",  # noqa: ARG001 - shown with the run

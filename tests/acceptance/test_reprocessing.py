@@ -21,13 +21,14 @@ pytestmark = [pytest.mark.docker, pytest.mark.dcmtk, pytest.mark.prefect]
 _UID = "1.2.826.0.1.3680043.8.498.7315"
 
 
-def _study_of(site: Site, flow: str, **values: Any) -> str:
-    """Return the id of a study that was received for ``flow``, and whose run is over."""
-    so_far = len(site.api.runs(flow))
-    site.send(site.study(flow, count=1, **values))
-    run = site.api.await_runs(flow, so_far + 1)[-1]
-    assert site.api.await_final(run["id"])["name"] == "Completed"
-    return str(run["parameters"]["study_id"])
+def _studies_of(site: Site, flow: str, count: int, **values: Any) -> list[str]:
+    """Return the ids of studies that were received for ``flow``, oldest first, and whose runs are over."""
+    for _ in range(count):
+        site.send(site.study(flow, count=1, **values))
+    runs = site.api.await_runs(flow, count)
+    for run in runs:
+        assert site.api.await_final(run["id"])["name"] == "Completed"
+    return sorted(str(run["parameters"]["study_id"]) for run in runs)
 
 
 def _by_rest(site: Site, study: str) -> None:
@@ -51,7 +52,7 @@ def _by_our_command(site: Site, study: str) -> None:
 def test_a_study_is_processed_again_by_whichever_door(site: Site, ask: Callable[[Site, str], None]) -> None:
     name = f"Again{ask.__name__.replace('_', '')}"
     site.define(name, "true")
-    study = _study_of(site, name)
+    (study,) = _studies_of(site, name, 1)
 
     ask(site, study)
 
@@ -63,13 +64,10 @@ def test_a_study_is_processed_again_by_whichever_door(site: Site, ask: Callable[
 
 
 def test_two_who_ask_at_once_get_one_run_and_a_repeat_gets_another(site: Site) -> None:
+    site.define("AskedTwice", "true")
+    (study,) = _studies_of(site, "AskedTwice", 1)
     site.define("AskedTwice", gated("true"))
-    site.send(site.study("AskedTwice", count=1))
-    received = site.run_of("AskedTwice")
-    study = site.api.run(received)["parameters"]["study_id"]
-    site.await_gate(received)
-    site.open_gate(received)
-    site.api.await_final(received)
+    site.api.await_parameter("AskedTwice", "until [ -e /output/go ]")
 
     with ThreadPoolExecutor(2) as pool:
         told = list(pool.map(lambda _: site.command("reprocess", study), range(2)))
@@ -95,7 +93,7 @@ def test_a_study_that_was_received_three_times_is_found_by_its_uid_and_one_that_
     site: Site,
 ) -> None:
     site.define("ThreeTimes", "true")
-    studies = [_study_of(site, "ThreeTimes", StudyInstanceUID=_UID) for _ in range(3)]
+    studies = _studies_of(site, "ThreeTimes", 3, StudyInstanceUID=_UID)
 
     dry = site.command("reprocess", _UID, "--dry-run")
     everyone = site.command("reprocess", _UID, "--receptions", "all", "--flow", "ThreeTimes", "--note", "model v2")
@@ -126,7 +124,7 @@ def test_a_study_that_was_received_three_times_is_found_by_its_uid_and_one_that_
 def test_in_bulk_runs_come_behind_live_work_and_cancelling_the_request_withdraws_those_that_wait(site: Site) -> None:
     site.define("Bulk", "true")
     site.define("Live", "true")
-    studies = [_study_of(site, "Bulk") for _ in range(4)]
+    studies = _studies_of(site, "Bulk", 4)
     site.define("Bulk", gated("true"))
     site.api.await_parameter("Bulk", "until [ -e /output/go ]")
 

@@ -63,7 +63,7 @@ class Site:
         self._environment = {
             **prefect_environment(folder, api_url=api_url),
             "DATA_DIR": str(folder / "data"),
-            "CONF_DIR": str(folder),
+            "CONF_DIR": str(self._flows.parent / "conf"),
             "FLOW_DIRECTORY": str(self._flows),
             "PYTHONPATH": str(ROOT),
         }

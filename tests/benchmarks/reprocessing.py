@@ -1,4 +1,6 @@
-"""Ten thousand stored studies, tried against a definition and processed again: ``python -m tests.benchmarks.reprocessing``.
+"""Ten thousand stored studies, tried against a definition and processed again.
+
+``python -m tests.benchmarks.reprocessing``.
 
 The records are as large as those of a CT of a hundred slices. A request in bulk is let go on until as many runs wait as
 may, and is stopped then.

@@ -18,14 +18,16 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import Artifact, FlowRun, State, StateType
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.utilities.callables import parameter_schema
 
 from deployments.stranded_runs import resume_stranded_runs
 from dicom_gateway.reprocess import reprocess, withdraw_waiting_runs
+from dicom_gateway.run_history import PrefectRunHistory, _request_ids
 from flows_engine.flows.process_study import process_study
 from flows_engine.handoff.run_claim import is_claimed
 from tests import services
-from tests.factories import leaked_canaries
+from tests.factories import CANARY_NAME, leaked_canaries
 from tests.integration.reprocess_site import ReprocessSite
 from tests.services import wait_until
 
@@ -272,6 +274,31 @@ def test_cancelling_a_request_withdraws_its_runs_that_have_not_begun(site: Repro
     assert {run.state.message for run in site.runs()} == {
         "withdrawn: the request to process its study again was cancelled"
     }
+
+
+def test_what_waits_of_a_request_that_was_cancelled_while_nobody_could_see_to_it_is_withdrawn_later(
+    site: ReprocessSite,
+):
+    for _ in range(2):
+        site.ask(study=site.receive())
+    cancelled, other = requests(site)
+    site.client.set_flow_run_state(cancelled.id, State(type=StateType.CANCELLED), force=True)
+
+    with PrefectRunHistory(site.client) as history:
+        withdrawn = history.withdraw_cancelled()
+
+    assert withdrawn == 1
+    states = {next(iter(_request_ids(run))): run.state_name for run in site.runs()}
+    assert states == {str(cancelled.id): "Cancelled", str(other.id): "Scheduled"}
+
+
+def test_what_is_no_study_is_refused_before_prefect_keeps_it(site: ReprocessSite):
+    for name, parameter in (("reprocess/study", "study"), ("process-study/A", "study_id")):
+        deployment = site.client.read_deployment_by_name(name)
+        with pytest.raises(PrefectHTTPStatusError) as refused:
+            site.client.create_flow_run_from_deployment(deployment.id, parameters={parameter: CANARY_NAME})
+        assert refused.value.response.status_code == 409
+    assert site.client.read_flow_runs() == []
 
 
 def test_a_request_that_was_being_cancelled_when_its_host_went_down_withdraws_its_runs(site: ReprocessSite):

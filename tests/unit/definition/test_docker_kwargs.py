@@ -175,3 +175,9 @@ def test_a_user_may_be_a_number_or_a_name(user: object) -> None:
 @pytest.mark.parametrize("cpus", ["0", 3, "0-3", "0,2,5-7"])
 def test_processors_may_be_listed(cpus: object) -> None:
     assert kwargs(cpuset_cpus=cpus).cpuset_cpus == str(cpus)
+
+
+@pytest.mark.parametrize("field", ["environment", "labels", "tmpfs"])
+def test_a_name_that_prefect_takes_for_a_template_is_refused(field: str):
+    with pytest.raises(ValidationError, match="'__prefect_kind' is a name that Prefect keeps for itself"):
+        DockerKwargs.model_validate({"image": "busybox", field: {"__prefect_kind": "jinja", "template": "{{ 7*7 }}"}})

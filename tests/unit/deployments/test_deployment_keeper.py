@@ -146,3 +146,13 @@ def test_what_nobody_tells_of_is_set_right_by_a_look_now_and_then(
 
     with keeping([]):
         wait_until(lambda: not prefect.changes, seconds=5, what="the looks")
+
+
+def test_what_else_is_to_be_done_is_done_after_each_step(prefect: FakePrefect):
+    done: list[int] = []
+    keeper = DeploymentKeeper(list, instance_id="this", also=lambda _: done.append(len(prefect.steps)))
+    keeper.start()
+    try:
+        wait_until(lambda: done == [1], seconds=5, what="the first step")
+    finally:
+        keeper.stop()

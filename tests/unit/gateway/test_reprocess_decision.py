@@ -8,7 +8,7 @@ import pytest
 from dicom_gateway.errors import RequestError
 from dicom_gateway.intake import idempotency_key
 from dicom_gateway.interfaces import StudyRun
-from dicom_gateway.reprocess_decision import MakeRun, ThereAlready, candidates, choose, next_step, queue
+from dicom_gateway.reprocess_decision import LeftToGateway, MakeRun, ThereAlready, candidates, choose, next_step, queue
 from dicom_gateway.reprocess_request import ReprocessRequest
 from flows_engine.handoff.study_store import Fingerprint, TagColumn
 from tests.fakes.definitions import flow
@@ -139,9 +139,16 @@ def test_runs_of_other_flows_do_not_matter():
     assert step(run("r1", flow="B", is_over=False)) == MakeRun(idempotency_key=FIRST_KEY)
 
 
-def test_a_run_that_the_gateway_is_about_to_make_is_the_same_one():
+def test_a_run_that_the_gateway_is_about_to_make_is_left_to_it():
     old_version = run("r1", digest=CHANGED.digest)
-    assert step(old_version, pending=frozenset({FIRST_KEY})) == MakeRun(idempotency_key=FIRST_KEY)
+    for known in ((), (old_version,)):
+        assert step(*known, pending=frozenset({FIRST_KEY})) == LeftToGateway()
+
+
+def test_a_run_that_was_moved_and_then_withdrawn_is_made_when_its_request_is_retried():
+    moved = run("r2", minute=2, state="Cancelled", request_ids=frozenset({"mine"}))
+    successor = run("r3", minute=3, state="Cancelled", request_ids=frozenset({"mine"}), was_withdrawn=True)
+    assert step(run("r1"), moved, successor) == MakeRun(idempotency_key=f"{FIRST_KEY}:after:r3")
 
 
 def test_runs_wait_where_they_were_asked_to_or_behind_everything_in_bulk():
