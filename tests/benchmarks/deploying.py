@@ -60,6 +60,7 @@ class Site:
         self._api_url = api_url
         self._flows = folder / "flows"
         self._flows.mkdir(parents=True)
+        (folder / "conf").mkdir()
         self._environment = {
             **prefect_environment(folder, api_url=api_url),
             "DATA_DIR": str(folder / "data"),

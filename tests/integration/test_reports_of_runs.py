@@ -92,7 +92,7 @@ def runs(**options: Any) -> str:
 
 
 def test_runs_are_listed_newest_first_with_their_codes(make, client: SyncPrefectClient):
-    ids = {make(state, age_seconds=age, study=f"000{age}"): state for age, state in enumerate(STATES.values())}
+    ids = {make(state, age_seconds=age, study=f"0193e4c2-000{age}"): state for age, state in enumerate(STATES.values())}
 
     heading, *lines = runs().splitlines()
 
@@ -100,7 +100,7 @@ def test_runs_are_listed_newest_first_with_their_codes(make, client: SyncPrefect
     assert [line.split()[0] for line in lines] == ["0", "1", "2", "3", "4", "400", "400", "410"]
     assert [line.split()[1] for line in lines] == [state.name for state in STATES.values()]
     assert [next(run_id for run_id in ids if run_id in line) for line in lines] == list(ids)
-    assert lines[5].rstrip().endswith("0005   model 1 (busybox) ended with status 3")
+    assert lines[5].rstrip().endswith("0193e4c2-0005  model 1 (busybox) ended with status 3")
     told = json.loads(runs(as_json=True))
     assert [(one["code"], one["run_id"]) for one in told] == [
         (int(line.split()[0]), run_id) for line, run_id in zip(lines, ids, strict=True)
