@@ -38,7 +38,7 @@ def test_waiting_runs_keep_their_definition_and_start_by_priority(site: Site) ->
 
 
 def test_a_file_that_changes_or_goes_takes_effect_without_a_restart(site: Site) -> None:
-    gateway = site.processes("gateway")
+    gateway = site.processes("cli gateway")
     site.define("Changing", "echo first")
     run_id, _ = site.send_and_await("Changing")
     site.api.log_until(run_id, "first")
@@ -55,7 +55,7 @@ def test_a_file_that_changes_or_goes_takes_effect_without_a_restart(site: Site) 
     site.send(site.study("Changing"))
     assert "no-match" in site.await_decision(more_than=lines)
     assert len(gateway) == 1
-    assert site.processes("gateway") == gateway
+    assert site.processes("cli gateway") == gateway
 
 
 def test_a_bad_file_is_reported_once_and_its_last_good_version_fires(site: Site) -> None:

@@ -34,12 +34,12 @@ def test_a_gateway_that_is_killed_while_studies_come_in_loses_none_that_was_ackn
 
     lines = len(site.study_lines())
     sending = threading.Thread(target=send_one_after_the_other)
-    (gateway,) = site.processes("gateway")
+    (gateway,) = site.processes("cli gateway")
     sending.start()
     wait_until(lambda: len(acknowledged) >= 1, seconds=30, what="a study is acknowledged")
     _kill(gateway)
     sending.join()
-    wait_until(lambda: site.processes("gateway") not in ([], [gateway]), seconds=60, what="the gateway is back")
+    wait_until(lambda: site.processes("cli gateway") not in ([], [gateway]), seconds=60, what="the gateway is back")
     runs = site.api.await_runs("GatewayKilled", len(acknowledged))
     assert 1 <= len(acknowledged) < 3 or len(runs) == 3
     told = eventually(
@@ -91,9 +91,11 @@ def test_a_run_goes_on_while_its_worker_is_killed(site: Site) -> None:
     site.send(site.study("WorkerKilled"))
     run_id = site.run_of("WorkerKilled")
     site.await_gate(run_id)
-    (worker,) = site.processes("worker", "start")
+    (worker,) = site.processes("worker", "start", "cpu")
     _kill(worker)
-    wait_until(lambda: site.processes("worker") not in ([], [worker]), seconds=60, what="the worker is back")
+    wait_until(
+        lambda: site.processes("worker", "start", "cpu") not in ([], [worker]), seconds=60, what="the worker is back"
+    )
     site.open_gate(run_id)
     assert site.api.await_final(run_id)["name"] == "Completed"
     log = site.api.log_until(run_id, "Finished in state Completed('1 model run, nothing to be sent')")
