@@ -10,11 +10,10 @@ from typing import Final, Literal, get_args
 from dicom_gateway.errors import RequestError
 from dicom_gateway.moments import read_moment
 from flows_engine.definition.naming import PRIORITIES
-from flows_engine.handoff.run_request import note_on_one_line
+from flows_engine.handoff.run_request import is_study_id, note_on_one_line
 
 Receptions = Literal["newest", "all"]
 
-_STUDY_ID: Final = re.compile(r"[0-9a-f-]{8,64}")
 _UID: Final = re.compile(r"[0-9.]{1,64}")
 
 
@@ -84,11 +83,6 @@ def read_request(
         receptions="all" if receptions == "all" else "newest",
         dry_run=dry_run,
     )
-
-
-def is_study_id(text: str) -> bool:
-    """Tell whether ``text`` has the form of a study id."""
-    return _STUDY_ID.fullmatch(text) is not None
 
 
 def is_uid(text: str) -> bool:

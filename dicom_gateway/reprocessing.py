@@ -144,7 +144,7 @@ class Reprocessing:
             for definition in choice.run:
                 self._result.add(Row(study_id=study_id, flow=definition.name, what="would run"))
         else:
-            self._have_run(record, choice.run, study_uri=study_uri)
+            self._have_run(record, choice.run, study=study, study_uri=study_uri)
 
     def _tell_of_other(self, record: StudyRecord, finding: FlowFinding) -> None:
         what: What = "undecided" if finding.verdict == "undecided" else "does not match"
@@ -153,9 +153,10 @@ class Reprocessing:
             reason = explain.first_reason(finding, record.instance_count)
             self._result.add(Row(study_id=record.study_id, flow=finding.flow, what=what, reason=reason))
 
-    def _have_run(self, record: StudyRecord, definitions: tuple[FlowDefinition, ...], *, study_uri: str) -> None:
+    def _have_run(
+        self, record: StudyRecord, definitions: tuple[FlowDefinition, ...], *, study: LedgerStudy | None, study_uri: str
+    ) -> None:
         study_id = record.study_id
-        study = self._ledger.study(study_id)
         pending = {run.idempotency_key for run in study.runs if run.state == "pending"} if study else set()
         flows = [definition.name for definition in definitions]
         runs = self._patiently(lambda: self._history.runs_of(study_id, flows=flows))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dicom_gateway.errors import RequestError
 from dicom_gateway.ledger import Ledger
-from dicom_gateway.reprocess_request import is_study_id
 from dicom_gateway.uid_key import UidKey
+from flows_engine.handoff.run_request import is_study_id
 
 
 def find_studies(named: str, *, ledger: Ledger, uid_key: UidKey | None) -> tuple[str, ...]:

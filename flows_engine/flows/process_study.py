@@ -19,7 +19,7 @@ from flows_engine.errors import EngineError
 from flows_engine.flows.run_identity import be_found
 from flows_engine.flows.run_log import spare_foreseen_tracebacks
 from flows_engine.flows.run_state import announce
-from flows_engine.handoff.run_request import Sender
+from flows_engine.handoff.run_request import STUDY_ID_PATTERN, Sender
 from flows_engine.handoff.site_settings import load_site_settings
 from flows_engine.run_step import StepResult
 from flows_engine.tasks.run_model import run_model
@@ -40,7 +40,7 @@ def remove_containers(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]
 def process_study(
     *,
     # A patient's name that is typed into the form is refused before Prefect has kept it.
-    study_id: Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[0-9a-f-]{8,64}$"})],
+    study_id: Annotated[str, WithJsonSchema({"type": "string", "pattern": STUDY_ID_PATTERN})],
     # The gateway says its own; whoever fills in the form in Prefect's UI wants a study once more.
     reason: Reason = "reprocess",  # noqa: ARG001 - shown with the run
     note: str = "",  # noqa: ARG001 - shown with the run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Final
 
@@ -11,6 +12,13 @@ from flows_engine.definition.naming import Reason
 from flows_engine.definition.schema import FlowDefinition
 
 LONGEST_NOTE: Final = 100
+STUDY_ID_PATTERN: Final = r"^[0-9a-f-]{8,64}$"
+_STUDY_ID: Final = re.compile(r"[0-9a-f-]{8,64}")
+
+
+def is_study_id(text: str) -> bool:
+    """Tell whether ``text`` has the form of a study id."""
+    return _STUDY_ID.fullmatch(text) is not None
 
 
 def note_on_one_line(written: str) -> str:
@@ -41,7 +49,7 @@ class RunRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    study_id: str = Field(pattern=r"^[0-9a-f-]{8,64}$")
+    study_id: str = Field(pattern=STUDY_ID_PATTERN)
     study_uri: str
     sender: Sender
     received_at: datetime

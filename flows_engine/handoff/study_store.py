@@ -8,7 +8,6 @@ Layout, below ``DATA_DIR`` (one file system, so that a rename is atomic)::
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -16,11 +15,10 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flows_engine.handoff.run_request import Sender
+from flows_engine.handoff.run_request import Sender, is_study_id
 
 RECORD_NAME: Final = "study.json"
 INPUT_NAME: Final = "input"
-_STUDY_ID: Final = re.compile(r"[0-9a-f-]{8,64}\Z")
 
 
 class TagColumn(BaseModel):
@@ -79,7 +77,7 @@ class StudyStore:
 
     def folder(self, study_id: str) -> Path:
         """Return where a study lies, whether or not it is there; ``StudyNotFoundError`` for what is no study id."""
-        if not _STUDY_ID.match(study_id):
+        if not is_study_id(study_id):
             # What was typed instead may be a patient's name.
             raise StudyNotFoundError(
                 "what is given is no study id, which looks like 0193e4c2-7a54-7cc3-98c4-dc0c0c07398f; "
@@ -90,7 +88,7 @@ class StudyStore:
     def study_ids(self) -> Iterator[str]:
         """Yield the id of every study in the store, oldest first."""
         if self.root.is_dir():
-            yield from sorted(entry.name for entry in self.root.iterdir() if _STUDY_ID.match(entry.name))
+            yield from sorted(entry.name for entry in self.root.iterdir() if is_study_id(entry.name))
 
     def input_folder(self, study_id: str) -> Path:
         """Return the folder of a study's instances; ``StudyNotFoundError`` if it is not there."""

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from dicom_gateway.errors import RequestError
-from dicom_gateway.reprocess_request import ReprocessRequest, is_study_id, is_uid, read_request
+from dicom_gateway.reprocess_request import ReprocessRequest, is_uid, read_request
+from flows_engine.handoff.run_request import is_study_id
 from tests.factories import CANARY_NAME, leaked_canaries
 
 STUDY = "0193e4c2-7a54-7cc3-98c4-dc0c0c07398f"
