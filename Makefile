@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check lint types map scripts generated bench bench-trigger screenshots format requirements environment dcmtk chromium engine images clean
+.PHONY: help demo up test check lint types map scripts generated bench bench-trigger bench-engine screenshots format requirements environment dcmtk chromium engine images clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench-trigger: environment ## Measure run creation, long queues and deploying, o
 	@$(PYTHON_BIN)/python -m tests.benchmarks.triggering
 	@$(PYTHON_BIN)/python -m tests.benchmarks.deploying
 	@$(PYTHON_BIN)/python -m tests.benchmarks.reprocessing
+
+bench-engine: environment images ## Measure what a run takes beside its model, and beside Prefect's own worker
+	@$(PYTHON_BIN)/python -m tests.benchmarks.engine
 
 screenshots: environment dcmtk chromium images ## Take the pictures of docs/images anew
 	@mkdir -p docs/images

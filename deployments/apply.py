@@ -196,10 +196,8 @@ def apply(client: SyncPrefectClient, changes: Iterable[Change]) -> None:
 
 
 def _create_pool(client: SyncPrefectClient, name: str) -> None:
-    from prefect.workers.process import ProcessWorker  # noqa: PLC0415 - takes long, and is seldom needed
-
     try:
-        client.create_work_pool(WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=JOB_TEMPLATE))
+        client.create_work_pool(WorkPoolCreate(name=name, type=naming.WORKER_TYPE, base_job_template=JOB_TEMPLATE))
     except ObjectAlreadyExists:
         return  # someone else was a moment earlier
 

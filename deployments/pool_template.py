@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 # Prefect checks every run against a pool's variables, and their schema against its meta schema, when the run is made.
-# The six variables of the process worker's own template are half of what making a run costs (Prefect 3.8); the one that
+# The six variables of the worker's own template are half of what making a run costs (Prefect 3.8); the one that
 # a site has a use for is kept.
 JOB_TEMPLATE: Final[dict[str, Any]] = {
     "job_configuration": {
-        # Left to itself, the process worker starts a second Python just to look for the flow's code. It is installed.
-        "command": "python -m prefect.engine",
         "env": "{{ env }}",
-        # A run outlives its worker, but not a console that breaks under its log; Prefect's API has the log.
+        # Prefect's API has the log of a run; the worker's console need not have it, too.
         "stream_output": False,
     },
     "variables": {

@@ -29,13 +29,13 @@ def unused_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float, what: str, every_seconds: float = 0.02) -> None:
     """Return as soon as ``condition`` holds; raise ``TimeoutError``, which names ``what``, if it never does."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {seconds:g} s")
-        time.sleep(0.02)
+        time.sleep(every_seconds)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ BACKGROUND_QUEUE: Final = "background"
 """Where runs wait that nobody waits for: behind every priority."""
 PREFECTS_OWN_QUEUE: Final = "default"
 MANAGED_TAG: Final = "dicomflow"
+WORKER_TYPE: Final = "dicomflow"
+"""The type of our work pools, and of the workers that serve them."""
 GONE_TAG: Final = "definition-gone"
 """On a deployment whose definition is gone, and on those of its runs that waited then."""
 PRIORITIES: Final = range(6)

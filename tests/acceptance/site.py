@@ -169,9 +169,9 @@ class Site:
         """Return the log files of all services."""
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.logs.rglob("*")) if path.is_file())
 
-    def processes(self, *words: str, variable: str = "") -> list[int]:
-        """Return the processes of this site whose command line has all ``words``; ``variable`` as NAME=value."""
-        return [pid for pid in processes_with(f"DATA_DIR={self.data_dir}", variable) if _says(pid, words)]
+    def processes(self, *words: str) -> list[int]:
+        """Return the processes of this site whose command line has all ``words``."""
+        return [pid for pid in processes_with(f"DATA_DIR={self.data_dir}") if _says(pid, words)]
 
 
 def shell_models(*commands: str) -> list[dict[str, Any]]:

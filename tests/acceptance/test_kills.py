@@ -72,8 +72,7 @@ def test_a_run_whose_process_is_killed_is_shown_as_crashed_and_goes_on_by_a_retr
     token = site.data_dir / "runs" / run_id / "model-1" / "output" / "token"
     first = token.read_text()
     site.api.log_until(run_id, "model 2 (busybox) starts")  # what it has not sent yet dies with it
-    (process,) = site.processes("prefect.engine", variable=f"PREFECT__FLOW_RUN_ID={run_id}")
-    _kill(process)
+    _kill(int(site.api.run(run_id)["infrastructure_pid"]))
     state = site.api.await_final(run_id)
     assert state["name"] == "Crashed"
     assert state["message"]

@@ -12,7 +12,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker
 
-from deployments.study_worker import StudyWorker
+from flows_engine.worker.study_worker import StudyWorker
 
 _SLOTS = 4
 _PAGE = 50

@@ -104,7 +104,7 @@ def test_pools_have_queues_in_the_order_of_our_priorities_and_prefects_own_last(
     pools = {pool.name: pool for pool in client.read_work_pools()}
     assert sorted(pools) == ["cpu", "gpu", "gpu-a100"]
     for name, pool in pools.items():
-        assert pool.type == "process"
+        assert pool.type == "dicomflow"
         assert queues(client, name) == [
             *(f"{number} priority-{priority}" for number, priority in enumerate((5, 4, 3, 2, 1, 0), start=1)),
             "7 background",

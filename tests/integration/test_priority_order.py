@@ -16,9 +16,9 @@ from prefect.client.schemas.actions import WorkPoolUpdate
 
 from deployments.apply import bring_into_step
 from deployments.pool_template import JOB_TEMPLATE
-from deployments.study_worker import StudyWorker
 from deployments.successor import place
 from flows_engine.definition.naming import PRIORITIES, work_queue
+from flows_engine.worker.study_worker import StudyWorker
 from tests.factories import run_parameters
 from tests.fakes.definitions import flow
 
@@ -114,6 +114,7 @@ def slot(empty_prefect: str, tmp_path: Path) -> Iterator[OneSlot]:
             slot.pause(path, paused=False)
         for deployment in client.read_deployments():
             client.delete_deployment(deployment.id)  # and at once, with it, all its runs that wait
+        client.update_work_pool("cpu", WorkPoolUpdate(base_job_template=JOB_TEMPLATE))
 
 
 def test_thirty_runs_of_several_flows_begin_by_priority_and_then_by_arrival(slot: OneSlot):

@@ -16,7 +16,7 @@ from prefect.states import AwaitingRetry
 import flows_engine.flows.process_study as recipe
 from deployments.apply import bring_into_step
 from deployments.pool_template import JOB_TEMPLATE
-from deployments.study_worker import StudyWorker
+from flows_engine.worker.worker_type import DicomflowWorker
 from tests.factories import run_parameters
 from tests.fakes.definitions import flow
 
@@ -66,7 +66,7 @@ def test_a_retry_while_the_containers_of_a_killed_run_are_removed_is_not_undone(
     run = waiting_run(client, command="sh -c 'kill -9 $$'")
 
     async def kill_and_retry() -> None:
-        async with StudyWorker(work_pool_name="cpu", limit=1) as worker:
+        async with DicomflowWorker(work_pool_name="cpu", limit=1) as worker:
             await worker.get_and_submit_flow_runs()
             assert await anyio.to_thread.run_sync(engine.asked.wait, PATIENCE_SECONDS)
             assert client.read_flow_run(run.id).state_name == "Crashed"

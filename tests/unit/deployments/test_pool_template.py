@@ -1,25 +1,31 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
+from prefect.client.schemas.objects import FlowRun
 from prefect.server.api.validation import _validate_work_pool_job_variables
-from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
+from prefect.workers.process import ProcessWorker
 
 from deployments.pool_template import JOB_TEMPLATE
+from flows_engine.worker.worker_type import DicomflowJobConfiguration
 
 
-def configuration(**values: object) -> ProcessJobConfiguration:
+def configuration(**values: object) -> DicomflowJobConfiguration:
     nobody: Any = object()  # the template refers to nothing that Prefect would have to be asked for
-    return asyncio.run(ProcessJobConfiguration.from_template_and_values(JOB_TEMPLATE, values, client=nobody))
+    return asyncio.run(DicomflowJobConfiguration.from_template_and_values(JOB_TEMPLATE, values, client=nobody))
 
 
 def test_a_run_is_executed_by_prefects_engine_and_its_output_is_not_written_to_the_workers_console():
     made = configuration()
 
-    assert (made.command, made.stream_output, made.env) == ("python -m prefect.engine", False, {})
+    assert (made.stream_output, made.env) == (False, {})
+    made.prepare_for_flow_run(FlowRun(flow_id=uuid4()))
+    assert made.command == f"{sys.executable} -m prefect.engine"
 
 
 def test_a_deployment_may_add_to_the_environment_of_its_runs():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import sys
 from pathlib import Path
 
@@ -115,6 +116,15 @@ def test_runs_are_started_by_this_interpreter():
 def test_prefect_keeps_its_own_files_in_the_data_folder_unless_the_site_says_where():
     assert planned().environment["PREFECT_HOME"] == str(DATA / "prefect")
     assert planned({"PREFECT_HOME": "/var/prefect"}).environment["PREFECT_HOME"] == "/var/prefect"
+
+
+def test_clients_of_our_own_server_read_no_certificates_which_it_does_not_use():
+    named = planned().environment["PREFECT_API_SSL_CERT_FILE"]
+
+    (only,) = ssl.create_default_context(cafile=named).get_ca_certs()
+    assert ssl.cert_time_to_seconds(only["notAfter"]) < ssl.cert_time_to_seconds(only["notBefore"])
+    assert "PREFECT_API_SSL_CERT_FILE" not in planned({"PREFECT_API_URL": "https://prefect.hospital/api"}).environment
+    assert planned({"PREFECT_API_SSL_CERT_FILE": "/a.pem"}).environment["PREFECT_API_SSL_CERT_FILE"] == "/a.pem"
 
 
 def test_whoever_asks_a_protected_server_of_ours_has_its_credentials():

@@ -15,7 +15,7 @@ from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Pending, R
 from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker
 
-from deployments.study_worker import StudyWorker, has_ended_since, startable
+from flows_engine.worker.study_worker import StudyWorker, has_ended_since, startable
 
 
 def test_prefects_worker_still_has_the_member_that_is_overridden():

@@ -1,0 +1,1 @@
+"""The Prefect worker type ``dicomflow``, which starts flow runs warm."""
