@@ -23,6 +23,13 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import httpx
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.workers.process import ProcessWorker
@@ -54,13 +61,9 @@ def startable(
 ) -> Iterator[WorkerFlowRunResponse]:
     """Yield, in their order, the runs that can be started now: not ``in_hand``, and within the limit of their flow.
 
-    A run in hand that still seems to wait has not been counted by the server yet, and will take a slot of its flow's.
+    ``free_slots`` has, for each deployment with a limit, how many more of its runs may begin.
     """
-    waiting = list(waiting)
     left = dict(free_slots)
-    for entry in waiting:
-        if entry.flow_run.id in in_hand and entry.flow_run.deployment_id in left:
-            left[entry.flow_run.deployment_id] -= 1
     for entry in waiting:
         deployment_id = entry.flow_run.deployment_id
         if entry.flow_run.id in in_hand:
@@ -92,15 +95,17 @@ class StudyWorker(ProcessWorker, ABC):  # an ABC is no worker type of its own to
         in_hand = self.limiter.statistics().borrowers
         # Prefect's worker takes none while all of its slots are taken.
         look = bool(flow_run_response) and self.limiter.available_tokens > 0
-        free = await self._free_slots_by_deployment() if look else {}
+        free = await self._free_slots_by_deployment(in_hand) if look else {}
         chosen = list(startable(flow_run_response, in_hand=in_hand, free_slots=free))
         if free and not chosen and len(flow_run_response) >= min(self.limiter.total_tokens, _PAGE):
             # Those behind the first in line may be of a flow that has slots left.
             chosen = list(startable(await self._first_of_each_queue(), in_hand=in_hand, free_slots=free))
         return await super()._submit_scheduled_flow_runs(chosen)
 
-    async def _free_slots_by_deployment(self) -> dict[UUID, int]:
+    async def _free_slots_by_deployment(self, in_hand: Collection[object]) -> dict[UUID, int]:
         """Return how many more runs each deployment may have, of those that have a limit."""
+        # Asked before the limits: a run that begins in between is counted twice then, and never not at all.
+        not_counted = await self._not_counted_yet(in_hand)
         free: dict[UUID, int] = {}
         for page in count():
             limits = await self.client.read_global_concurrency_limits(limit=_PAGE, offset=page * _PAGE)
@@ -109,7 +114,20 @@ class StudyWorker(ProcessWorker, ABC):  # an ABC is no worker type of its own to
                     free[UUID(limit.name.removeprefix(_OF_A_DEPLOYMENT))] = limit.limit - limit.active_slots
             if len(limits) < _PAGE:
                 break
+        for deployment_id in not_counted:
+            if deployment_id in free:
+                free[deployment_id] -= 1
         return free
+
+    async def _not_counted_yet(self, in_hand: Collection[object]) -> list[UUID | None]:
+        """Return the deployments of those runs in hand that still wait, to the server: they will take a slot each."""
+        if not in_hand:
+            return []
+        wanted = FlowRunFilter(
+            id=FlowRunFilterId(any_=[UUID(str(run_id)) for run_id in in_hand]),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        )
+        return [run.deployment_id for run in await self.client.read_flow_runs(flow_run_filter=wanted)]
 
     async def _first_of_each_queue(self) -> list[WorkerFlowRunResponse]:
         """Return what waits in each queue, as many as the server tells of one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,12 +11,13 @@ from uuid import UUID, uuid4
 import anyio
 import pytest
 from prefect.client.orchestration._work_pools.client import WorkPoolAsyncClient
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import State, StateType
 from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Pending, Running, Scheduled
 from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker
 
-from flows_engine.worker.study_worker import StudyWorker, has_ended_since, startable
+from flows_engine.worker.study_worker import StudyWorker, has_ended_since
 
 
 def test_prefects_worker_still_has_the_member_that_is_overridden():
@@ -80,9 +82,17 @@ def test_no_more_runs_are_asked_for_than_there_are_slots_and_none_while_none_is_
 class _Server:
     """As much of Prefect's client as a poll asks: limits, queues, and what waits in each of them."""
 
-    def __init__(self, limits: list[SimpleNamespace], **queues: list[SimpleNamespace]) -> None:
+    def __init__(
+        self, limits: list[SimpleNamespace], begins: Iterable[SimpleNamespace] = (), **queues: list[SimpleNamespace]
+    ) -> None:
         self._limits = limits
+        self._begins = [entry.flow_run for entry in begins]
         self._queues = queues
+
+    async def read_flow_runs(self, *, flow_run_filter: FlowRunFilter) -> list[SimpleNamespace]:
+        """Return the runs that are asked for, as far as they have not begun for the server."""
+        assert flow_run_filter.state.type.any_ == [StateType.SCHEDULED]
+        return [run for run in self._begins if run.id in flow_run_filter.id.any_]
 
     async def read_global_concurrency_limits(self, *, limit: int, offset: int) -> list[SimpleNamespace]:
         return self._limits[offset : offset + limit]
@@ -159,15 +169,20 @@ def test_a_limit_is_found_among_many(submitted: list[UUID]):
     assert submitted == []
 
 
-def test_a_run_in_hand_that_the_server_has_not_counted_yet_takes_its_slot():
-    flow, other = uuid4(), uuid4()
-    in_hand, next_one, third = waiting(flow), waiting(flow), waiting(other)
+@pytest.mark.parametrize(("limit", "count"), [(1, 0), (2, 1)])
+def test_a_run_in_hand_that_the_server_has_not_counted_yet_takes_its_slot(submitted: list[UUID], limit, count):
+    flow = uuid4()
+    in_hand, next_one, other = waiting(flow), waiting(flow), waiting()
 
-    def chosen(limit: int) -> list[Any]:
-        return list(startable([in_hand, next_one, third], in_hand={in_hand.flow_run.id}, free_slots={flow: limit}))
+    poll(
+        # It is not among the first in line that were asked for, since others are due earlier.
+        _Server([limited(flow, limit=limit, active=0)], begins=[in_hand, waiting(flow)]),
+        next_one,
+        other,
+        in_hand=(in_hand.flow_run.id,),
+    )
 
-    assert chosen(1) == [third]
-    assert chosen(2) == [next_one, third]
+    assert submitted == [next_one.flow_run.id, other.flow_run.id][1 - count :]
 
 
 def test_a_backlog_that_fills_the_poll_does_not_hide_what_waits_in_other_queues(submitted: list[UUID]):
