@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from flows_engine.definition import naming
-from flows_engine.definition.schema import FlowDefinition
+from flows_engine.definition.schema import FlowDefinition, Model
 
 ENTRYPOINT = "flows_engine.flows.process_study.process_study"
 REPROCESS_ENTRYPOINT = "dicom_gateway.reprocess.reprocess"
@@ -146,11 +146,18 @@ def description(definition: FlowDefinition) -> str:
         fires = "**Runs on a study in which**\n" + "\n".join(f"- some instance has {trigger}" for trigger in triggers)
     else:
         fires = "**Runs only when asked for.**"
-    models = "\n".join(f"{n}. `{model.docker_kwargs.image}`" for n, model in enumerate(definition.models, start=1))
+    models = "\n".join(f"{n}. {_model(model)}" for n, model in enumerate(definition.models, start=1))
     nodes = [f"- {node.ae_title} at {node.host}:{node.port}" for node in definition.destinations]
     nodes += [f"- back to the sender, on port {port}" for port in definition.return_to_sender_on_port]
     sends = "\n".join(nodes) if nodes else "- nowhere"
     return f"{fires}\n\n**Models**\n{models}\n\n**Sends its results**\n{sends}"
+
+
+def _model(model: Model) -> str:
+    image = f"`{model.docker_kwargs.image}`"
+    if model.input_mounts is None or model.output_mounts is None:
+        return image
+    return f"{image}, from {', '.join(model.input_mounts)} to {', '.join(model.output_mounts)}"
 
 
 def plan(

@@ -13,6 +13,7 @@ from flows_engine.workspace import StepFolders
 RUN_LABEL: Final = "dicomflow.run"
 STUDY_LABEL: Final = "dicomflow.study"
 STEP_LABEL: Final = "dicomflow.step"
+TASK_LABEL: Final = "dicomflow.task"
 INSTANCE_LABEL: Final = "dicomflow.instance"
 
 _PIDS_LIMIT: Final = 4096
@@ -29,6 +30,11 @@ class Origin:
     """Names the ``DATA_DIR``, so that two installations on one engine leave each other's containers alone."""
 
 
+def task_label(run_id: str, step: int) -> str:
+    """Return what names one model of one run, whichever attempt it is."""
+    return f"{run_id}/{step + 1}"
+
+
 def container_spec(
     definition: FlowDefinition,
     *,
@@ -40,11 +46,11 @@ def container_spec(
 ) -> ContainerSpec:
     """Return what runs model number ``step`` (counted from 0) of ``definition``.
 
-    The container sees its input read-only unless the model has ``input_writable`` (``folders.input`` is a copy then),
+    The container sees its inputs read-only unless the model has ``input_writable`` (they are copies then),
     has no network unless the flow says ``network_disabled: false``, cannot gain privileges, and cannot fill the disk
     with its log.
     """
-    model = definition.models[step]
+    model, places = definition.models[step], definition.graph.steps[step]
     given = model.docker_kwargs
     environment = {
         **given.environment,
@@ -59,8 +65,14 @@ def container_spec(
         name=f"dicomflow-{origin.run_id}-{step + 1}",
         image=given.image,
         mounts=(
-            BindMount(source=folders.input, target=model.input_dir, read_only=not model.input_writable),
-            BindMount(source=folders.output, target=model.output_dir, read_only=False),
+            *(
+                BindMount(source=folders.inputs[name], target=place, read_only=not model.input_writable)
+                for name, place in places.reads.items()
+            ),
+            *(
+                BindMount(source=folders.outputs[name], target=place, read_only=False)
+                for name, place in places.writes.items()
+            ),
             *static_mounts,
         ),
         labels={
@@ -68,6 +80,7 @@ def container_spec(
             RUN_LABEL: origin.run_id,
             STUDY_LABEL: origin.study_id,
             STEP_LABEL: str(step + 1),
+            TASK_LABEL: task_label(origin.run_id, step),
             INSTANCE_LABEL: origin.instance_id,
         },
         timeout_seconds=model.timeout,

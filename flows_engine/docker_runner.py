@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import docker
 import requests
@@ -22,6 +22,7 @@ from flows_engine.errors import (
     EngineUnavailableError,
     ImageUnavailableError,
     ModelTimedOutError,
+    RunHaltedError,
 )
 from flows_engine.host_paths import HostPaths
 from flows_engine.interfaces import BindMount, ContainerResult, ContainerSpec
@@ -39,6 +40,10 @@ _FIRST_WORD_SECONDS: Final = 60.0
 _FIRST_WORD_SECONDS_IF_PRESENT: Final = 8.0
 _PULL_SILENCE_SECONDS: Final = 300.0
 _QUEUED_CHUNKS: Final = 256
+_LOOK_SECONDS: Final = 0.5
+"""How often a thread that waits looks whether its run ends."""
+
+_Item = TypeVar("_Item")
 
 # What stdout and stderr have said; None is the end of both.
 _Chunk = tuple[bytes | None, bytes | None] | None
@@ -54,16 +59,21 @@ class DockerRunner:
     engine_url: str = DEFAULT_ENGINE_URL
 
     def run(
-        self, spec: ContainerSpec, *, on_line: Callable[[str], None], on_notice: Callable[[str], None]
+        self,
+        spec: ContainerSpec,
+        *,
+        on_line: Callable[[str], None],
+        on_notice: Callable[[str], None],
+        is_halted: Callable[[], bool] = lambda: False,
     ) -> ContainerResult:
         """Run a container and return how it ended; see ``ContainerRunner`` for what is promised."""
         with self._engine() as client:
-            image_digest = self._image(client, spec, on_notice)
+            image_digest = self._image(client, spec, on_notice, is_halted)
             self._remove(spec.name)
             try:
                 with _refusals(spec.image):
                     self._create(client, spec)
-                    return self._follow(client, spec, image_digest=image_digest, on_line=on_line)
+                    return self._follow(client, spec, image_digest=image_digest, on_line=on_line, is_halted=is_halted)
             except ModelTimedOutError:
                 raise
             except BaseException:
@@ -104,7 +114,13 @@ class DockerRunner:
             f"no Docker engine answers at {self.engine_url}: start it (systemctl start docker) or set DOCKER_HOST"
         )
 
-    def _image(self, client: docker.DockerClient, spec: ContainerSpec, on_notice: Callable[[str], None]) -> str:
+    def _image(
+        self,
+        client: docker.DockerClient,
+        spec: ContainerSpec,
+        on_notice: Callable[[str], None],
+        is_halted: Callable[[], bool],
+    ) -> str:
         present = _digest(client, spec.image)
         if not spec.pull:
             if present is None:
@@ -113,7 +129,7 @@ class DockerRunner:
                     " docker pull or docker load it"
                 )
             return present
-        reason = self._pull(spec, is_present=present is not None)
+        reason = self._pull(spec, is_present=present is not None, is_halted=is_halted)
         if reason is None:
             present = _digest(client, spec.image)
         elif present is not None:
@@ -125,7 +141,7 @@ class DockerRunner:
             )
         return present
 
-    def _pull(self, spec: ContainerSpec, *, is_present: bool) -> str | None:
+    def _pull(self, spec: ContainerSpec, *, is_present: bool, is_halted: Callable[[], bool]) -> str | None:
         """Pull the image; return None, or in a few words why it could not be."""
         if is_present and self.silence.is_silent(spec.image):
             return "its registry did not answer a short while ago"
@@ -136,7 +152,7 @@ class DockerRunner:
         patience_seconds = _FIRST_WORD_SECONDS_IF_PRESENT if is_present else _FIRST_WORD_SECONDS
         while True:
             try:
-                event = events.get(timeout=patience_seconds)
+                event = _get(events, patience_seconds, is_halted)
             except queue.Empty:
                 self.silence.remember(spec.image)
                 return f"its registry did not answer within {patience_seconds:g} seconds"
@@ -185,6 +201,7 @@ class DockerRunner:
         *,
         image_digest: str,
         on_line: Callable[[str], None],
+        is_halted: Callable[[], bool],
     ) -> ContainerResult:
         # Attached before the start: not a line of a short-lived container is lost, whatever the log driver keeps.
         stream = client.api.attach(spec.name, stdout=True, stderr=True, stream=True, demux=True)
@@ -197,7 +214,7 @@ class DockerRunner:
             client.api.start(spec.name)
             deadline = clock + spec.timeout_seconds
             log = LogLines()
-            while (chunk := _next(chunks, deadline, spec)) is not None:
+            while (chunk := _next(chunks, deadline, spec, is_halted)) is not None:
                 for number, data in enumerate(chunk):
                     for line in log.feed(data or b"", stream=number):
                         on_line(line)
@@ -272,12 +289,21 @@ def _put(chunks: queue.Queue[_Chunk], chunk: _Chunk, abandoned: threading.Event)
     return False
 
 
-def _next(chunks: queue.Queue[_Chunk], deadline: float, spec: ContainerSpec) -> _Chunk:
-    remaining_seconds = deadline - time.monotonic()
-    if remaining_seconds > 0:
-        with suppress(queue.Empty):
-            return chunks.get(timeout=remaining_seconds)
+def _next(chunks: queue.Queue[_Chunk], deadline: float, spec: ContainerSpec, is_halted: Callable[[], bool]) -> _Chunk:
+    with suppress(queue.Empty):
+        return _get(chunks, deadline - time.monotonic(), is_halted)
     raise _timed_out(spec)
+
+
+def _get(items: queue.Queue[_Item], seconds: float, is_halted: Callable[[], bool]) -> _Item:
+    """Return the next item. Raises ``queue.Empty`` after ``seconds``, and ``RunHaltedError``."""
+    deadline = time.monotonic() + seconds
+    while (remaining_seconds := deadline - time.monotonic()) > 0:
+        if is_halted():
+            raise RunHaltedError
+        with suppress(queue.Empty):
+            return items.get(timeout=min(remaining_seconds, _LOOK_SECONDS))
+    raise queue.Empty
 
 
 def _exit_code(client: docker.DockerClient, spec: ContainerSpec, deadline: float) -> int:

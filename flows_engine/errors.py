@@ -12,6 +12,7 @@
            ├─ ModelTimedOutError          it ran longer than its timeout
            ├─ NothingToSendError          the flow has destinations, its last model left no instance
            ├─ DeliveryRefusedError        the receiver answered, and does not want some instances
+           ├─ RunHaltedError              the run ends, and with it what its other threads did
            ├─ HostPathError               a folder of ours has no known place on the engine's host
            ├─ StaticMountError            a static mount cannot be had from STATIC_DIR
            └─ WorkspaceError              the folders of a run cannot be made, read or removed
@@ -68,6 +69,13 @@ class NothingToSendError(FinalError):
 
 class DeliveryRefusedError(FinalError):
     """The receiver answered, and does not want some instances."""
+
+
+class RunHaltedError(FinalError):
+    """The run was cancelled, or ended in another way, while this was under way."""
+
+    def __init__(self, message: str = "it was stopped, since its run ended") -> None:
+        super().__init__(message)
 
 
 class HostPathError(FinalError):

@@ -48,14 +48,15 @@ class ContainerResult:
 
 
 class ContainerRunner(Protocol):
-    """Runs one container at a time to its end.
+    """Runs containers to their end.
 
     Promises: the container is gone when ``run`` returns or raises, whatever the reason (a signal that Python turns into
     an exception included); ``on_line`` gets each line of stdout and of stderr once, in the order of its stream, without
     its line end, while the container runs (control characters escaped, an endless line cut, an endless log bounded:
     each cut says so); no line after ``run`` has returned. A container of the same name that an earlier, killed process
     left behind is removed first. ``on_notice`` gets what a person should know and the container cannot say: that a
-    newer image could not be pulled and the one in the engine is used.
+    newer image could not be pulled and the one in the engine is used. Where ``is_halted`` begins to hold, the container
+    is stopped as it is by an exception, and ``RunHaltedError`` is raised.
 
     Raises ``ImageUnavailableError``, ``EngineUnavailableError`` (a retry may help), ``ModelTimedOutError``,
     ``ContainerRefusedError`` (the engine will not have this specification). A non-zero exit code is a result, not an
@@ -63,7 +64,12 @@ class ContainerRunner(Protocol):
     """
 
     def run(
-        self, spec: ContainerSpec, *, on_line: Callable[[str], None], on_notice: Callable[[str], None]
+        self,
+        spec: ContainerSpec,
+        *,
+        on_line: Callable[[str], None],
+        on_notice: Callable[[str], None],
+        is_halted: Callable[[], bool] = lambda: False,
     ) -> ContainerResult:
         """Run a container and return how it ended."""
         ...

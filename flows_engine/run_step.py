@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from flows_engine.container_spec import RUN_LABEL, Origin, container_spec
+from flows_engine.branch_slots import branch_slot
+from flows_engine.container_spec import TASK_LABEL, Origin, container_spec, task_label
 from flows_engine.definition.schema import FlowDefinition, Model
+from flows_engine.definition.step_graph import RESULT
 from flows_engine.errors import EngineError, ModelFailedError
 from flows_engine.gpu_lease import lease
 from flows_engine.interfaces import ContainerResult, ContainerRunner
 from flows_engine.output_files import output_files
 from flows_engine.static_mounts import StaticMounts
-from flows_engine.workspace import Workspace
+from flows_engine.workspace import Workspace, open_for_reading
 
 _MAX_REASON: Final = 300
 
@@ -29,6 +32,7 @@ class StepResult(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     output_dir: str
+    """Where what is sent lies, if this is the model that writes it; else one of the places that it wrote to."""
     file_count: int
     exit_code: int
     image_digest: str
@@ -44,6 +48,8 @@ class Host:
     gpus: Sequence[str]
     gpu_folder: Path
     gpu_wait_seconds: float
+    branch_slots: int
+    """How many models this host executes beside one of each run, for runs that have branches."""
     static_mounts: StaticMounts
 
 
@@ -51,15 +57,16 @@ def run_step(
     definition: FlowDefinition,
     *,
     step: int,
-    source: Path,
+    sources: Mapping[str, Path],
     origin: Origin,
     workspace: Workspace,
     host: Host,
     runner: ContainerRunner,
     redact: Callable[[str], str],
     logger: logging.Logger | logging.LoggerAdapter[logging.Logger],
+    is_halted: Callable[[], bool] = lambda: False,
 ) -> StepResult:
-    """Run model number ``step`` (counted from 0) on the files in ``source``.
+    """Run model number ``step`` (counted from 0) on the files in ``sources``, by the names under which it reads them.
 
     The container's log goes to ``logger``, line by line as it comes, without the patient. Raises what
     ``ContainerRunner`` raises, ``GpuUnavailableError``, ``StaticMountError``, ``WorkspaceError``, and
@@ -69,9 +76,20 @@ def run_step(
     title = f"model {step + 1} ({model.docker_kwargs.image})"
     try:
         # A process that was killed leaves its container running, which would write into the folders of this attempt.
-        runner.remove_all(label=RUN_LABEL, value=origin.run_id)
-        folders = workspace.prepare(step, source=source, copy_input=model.input_writable)
+        runner.remove_all(label=TASK_LABEL, value=task_label(origin.run_id, step))
+        folders = workspace.prepare(
+            step, sources=sources, writes=definition.graph.steps[step].writes, copy_inputs=model.input_writable
+        )
         with ExitStack() as held:
+            if definition.graph.has_branches and not model.gpu:  # what needs a GPU waits for that
+                held.enter_context(
+                    branch_slot(
+                        workspace.root / "branch.lock",
+                        shared=host.gpu_folder,
+                        shared_count=host.branch_slots,
+                        is_halted=is_halted,
+                    )
+                )
             spec = container_spec(
                 definition,
                 step=step,
@@ -81,9 +99,13 @@ def run_step(
                 static_mounts=host.static_mounts.resolve(model.static_mounts),
             )
             logger.info("%s starts", title, extra={"action": "model_started"})
-            result = runner.run(spec, on_line=lambda line: logger.info("%s", redact(line)), on_notice=logger.warning)
-        workspace.open_for_reading(step)
-        found = output_files(folders.output)
+            result = runner.run(
+                spec,
+                on_line=lambda line: logger.info("%s", redact(line)),
+                on_notice=logger.warning,
+                is_halted=is_halted,
+            )
+        file_count, skipped = _left(folders.outputs.values())
     except EngineError as error:
         raise type(error)(f"{title}: {error}") from error
     if result.exit_code != 0:
@@ -92,18 +114,29 @@ def run_step(
         "%s ended after %.1f seconds and left %d files%s",
         title,
         result.duration_seconds,
-        len(found.files),
-        "".join(f"; {count} of kind {kind} are passed over" for kind, count in found.skipped.items()),
+        file_count,
+        "".join(f"; {count} of kind {kind} are passed over" for kind, count in skipped.items()),
         extra={"action": "model_ended"},
     )
     return StepResult(
-        output_dir=str(folders.output),
-        file_count=len(found.files),
+        output_dir=str(folders.outputs.get(RESULT) or next(iter(folders.outputs.values()))),
+        file_count=file_count,
         exit_code=result.exit_code,
         image_digest=result.image_digest,
         started_at=result.started_at,
         duration_seconds=round(result.duration_seconds, 3),
     )
+
+
+def _left(outputs: Iterable[Path]) -> tuple[int, Counter[str]]:
+    """Let the next model read what was left; return how many files that are, and what else there is, by its kind."""
+    file_count, skipped = 0, Counter[str]()
+    for output in outputs:
+        open_for_reading(output)
+        found = output_files(output)
+        file_count += len(found.files)
+        skipped.update(found.skipped)
+    return file_count, skipped
 
 
 def _gpu_ids(model: Model, host: Host, held: ExitStack) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Final
 
 from flows_engine.container_spec import INSTANCE_LABEL, RUN_LABEL, Origin
 from flows_engine.definition.schema import FlowDefinition, Node
+from flows_engine.definition.step_graph import STUDY, StepGraph
 from flows_engine.deliver import DeliveryResult, deliver
 from flows_engine.destinations.dicom_node import DicomNode
 from flows_engine.docker_runner import DockerRunner, engine_url
@@ -46,30 +47,48 @@ class Engine:
     instance_id: str
 
     def run_step(
-        self, definition: FlowDefinition, *, step: int, run_id: str, study_id: str, logger: Logger
+        self,
+        definition: FlowDefinition,
+        *,
+        step: int,
+        run_id: str,
+        study_id: str,
+        logger: Logger,
+        is_halted: Callable[[], bool] = lambda: False,
     ) -> StepResult:
-        """Run model number ``step`` (counted from 0) of a run: the first on the study, the next on what the last one
-        left.
+        """Run model number ``step`` (counted from 0) of a run, on the study or on what others left.
 
         Running a step again begins it afresh. Raises an ``EngineError`` whose message names the model.
         """
         workspace = self._workspace(run_id)
         try:
             record = self.store.record(study_id)
-            source = self.store.input_folder(study_id) if step == 0 else workspace.output(step - 1)
+            sources = self._sources(definition.graph, step=step, study_id=study_id, workspace=workspace)
         except StudyNotFoundError as error:
             raise WorkspaceError(str(error)) from error
         return run_step(
             definition,
             step=step,
-            source=source,
+            sources=sources,
             origin=Origin(run_id=run_id, study_id=study_id, instance_id=self.instance_id),
             workspace=workspace,
             host=self.host,
             runner=self.runner,
             redact=redactor_for(record.fingerprint),
             logger=logger,
+            is_halted=is_halted,
         )
+
+    def _sources(self, graph: StepGraph, *, step: int, study_id: str, workspace: Workspace) -> dict[str, Path]:
+        """Return the folders that a model reads, by the names that its flow has for them."""
+
+        def source(name: str) -> Path:
+            if name == STUDY:
+                return self.store.input_folder(study_id)
+            writer = graph.writers[name]
+            return workspace.outputs(writer, graph.steps[writer].writes)[name]
+
+        return {name: source(name) for name in graph.steps[step].reads}
 
     def deliver(self, *, output_dir: str, node: Node, number: int, run_id: str, logger: Logger) -> DeliveryResult:
         """Send what lies in ``output_dir`` to ``node``, destination number ``number`` (counted from 0) of the run.
@@ -135,6 +154,7 @@ def build_engine(settings: SiteSettings) -> Engine:
             gpus=tuple(settings.gpus),
             gpu_folder=data_dir / "locks",
             gpu_wait_seconds=_GPU_WAIT_SECONDS,
+            branch_slots=settings.cpu_slots,
             static_mounts=StaticMounts(static_dir=settings.static_dir, cache=data_dir / "static-cache"),
         ),
         calling_ae_title=settings.ae_title,

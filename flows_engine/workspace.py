@@ -2,7 +2,8 @@
 
 runs/<flow_run_id>/                0700: the host's other users stay out; containers see only what is mounted
   model-<n>/output/                0777: a container may run as any user
-  model-<n>/input/                 a copy, only where the model may write to its input
+  model-<n>/outputs/<name>/        the same, of a model that writes several
+  model-<n>/input/ or inputs/…     copies, only where the model may write to its input
   deliveries/<destination>.jsonl   what has arrived
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,10 +24,10 @@ _ANYONE: Final = 0o777
 
 @dataclass(frozen=True, kw_only=True)
 class StepFolders:
-    """What one model reads and writes."""
+    """What one model reads and writes, by the names that its flow has for it."""
 
-    input: Path
-    output: Path
+    inputs: Mapping[str, Path]
+    outputs: Mapping[str, Path]
 
 
 class Workspace:
@@ -34,57 +36,72 @@ class Workspace:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def output(self, step: int) -> Path:
-        """Return where model number ``step`` (counted from 0) writes, whether or not it has."""
-        return self._step(step) / "output"
+    def outputs(self, step: int, names: Collection[str]) -> dict[str, Path]:
+        """Return where model number ``step`` (counted from 0) writes all of ``names``, whether or not it has."""
+        return _folders(self._step(step), "output", names)
 
     def journal(self, destination: int) -> Path:
         """Return where the deliveries to destination number ``destination`` (counted from 0) are written down."""
         return self.root / "deliveries" / f"{destination + 1}.jsonl"
 
-    def prepare(self, step: int, *, source: Path, copy_input: bool) -> StepFolders:
-        """Return fresh folders for model number ``step``, whose input is ``source``.
+    def prepare(
+        self, step: int, *, sources: Mapping[str, Path], writes: Collection[str], copy_inputs: bool
+    ) -> StepFolders:
+        """Return fresh folders for model number ``step``, which reads ``sources`` and writes the names of ``writes``.
 
-        What a killed attempt left is removed. With ``copy_input`` the input is a copy of the regular files and folders
-        of ``source``, writable for anyone; links, devices and fifos are not copied.
+        What a killed attempt left is removed. With ``copy_inputs`` the inputs are copies of the regular files and
+        folders of ``sources``, writable for anyone; links, devices and fifos are not copied.
         """
-        if not source.is_dir():
-            raise WorkspaceError(
-                f"the input of model {step + 1} is not at {source}: the run began on another host, or its files were"
-                " removed; process the study again"
-            )
+        for source in sources.values():
+            if not source.is_dir():
+                raise WorkspaceError(
+                    f"the input of model {step + 1} is not at {source}: the run began on another host, or its files"
+                    " were removed; process the study again"
+                )
         folder = self._step(step)
+        outputs = self.outputs(step, writes)
+        copies = _folders(folder, "input", sources)
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             _remove(folder)
             folder.mkdir(mode=0o700)
-            output = folder / "output"
-            output.mkdir()
-            output.chmod(_ANYONE)
-            if copy_input:
-                _copy(source, folder / "input")
+            for output in outputs.values():
+                output.mkdir(parents=True)
+                output.chmod(_ANYONE)
+            if copy_inputs:
+                for name, source in sources.items():
+                    copies[name].parent.mkdir(exist_ok=True)
+                    _copy(source, copies[name])
         except OSError as error:
             raise WorkspaceError(
                 f"the folders of model {step + 1} cannot be made below {self.root}: {error.strerror or error}."
                 " What a container wrote as root can only be removed by root: let this worker run as root, or let the"
                 " model run as this worker's user"
             ) from error
-        return StepFolders(input=folder / "input" if copy_input else source, output=output)
-
-    def open_for_reading(self, step: int) -> None:
-        """Let anyone read what model number ``step`` wrote, since the next model may run as another user.
-
-        Only what this process may change is changed; nothing is said about the rest.
-        """
-        for _, folders, files, descriptor in os.fwalk(self.output(step), follow_symlinks=False):
-            _grant(descriptor, ".", 0o555)
-            for name in folders:
-                _grant(descriptor, name, 0o555)
-            for name in files:
-                _grant(descriptor, name, 0o444)
+        return StepFolders(inputs=copies if copy_inputs else dict(sources), outputs=outputs)
 
     def _step(self, step: int) -> Path:
         return self.root / f"model-{step + 1}"
+
+
+def open_for_reading(folder: Path) -> None:
+    """Let anyone read what a model wrote to ``folder``, since the next model may run as another user.
+
+    Only what this process may change is changed; nothing is said about the rest.
+    """
+    for _, folders, files, descriptor in os.fwalk(folder, follow_symlinks=False):
+        _grant(descriptor, ".", 0o555)
+        for name in folders:
+            _grant(descriptor, name, 0o555)
+        for name in files:
+            _grant(descriptor, name, 0o444)
+
+
+def _folders(parent: Path, kind: str, names: Collection[str]) -> dict[str, Path]:
+    """Return a folder for each of ``names``: the plain one where there is one name only."""
+    if len(names) == 1:
+        return dict.fromkeys(names, parent / kind)
+    return {name: parent / f"{kind}s" / name for name in names}
 
 
 def _grant(parent: int, name: str, wanted: int) -> None:

@@ -30,6 +30,7 @@ from pydantic_core import CoreSchema
 from flows_engine.definition import naming
 from flows_engine.definition.docker_kwargs import DockerKwargs, container_folder
 from flows_engine.definition.leniency import Text, as_list, boolean_or_text
+from flows_engine.definition.step_graph import Step, StepGraph, chain, step_graph
 from flows_engine.definition.trigger import Trigger
 
 _KIND_OF_GPU: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
@@ -37,6 +38,10 @@ _LABEL: Final = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST_NAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
 # What Prefect refuses in a name (/ % & < >), and what would end the path of its API's address, where a name stands.
 _NOT_IN_A_NAME: Final = "/%&<>?#\\"
+
+# A name of `input_mounts` is part of a path.
+_MOUNT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_MOST_MOUNTS: Final = 100
 
 # A month; beyond about 290 years the clocks of threads and sockets overflow.
 _LONGEST_TIMEOUT_SECONDS: Final = 31 * 86_400
@@ -134,13 +139,41 @@ class StaticMount(_Part):
         return container_folder(target)
 
 
+def mounts(written: dict[str, str]) -> dict[str, str]:
+    """Return names and the folders of a container that stand for them. Raises ``ValueError`` for what is neither."""
+    if not 1 <= len(written) <= _MOST_MOUNTS:
+        raise ValueError(f"names {len(written)} folders; it may be 1 to {_MOST_MOUNTS}")
+    for name, folder in written.items():
+        if not _MOUNT_NAME.fullmatch(name):
+            raise ValueError(f"{name[:80]!r} is no name: letters, digits, _ and -, 63 at most, a letter or digit first")
+        try:
+            container_folder(folder)
+        except ValueError as error:
+            raise ValueError(f"the folder of {name}: {error}") from None
+    return {name: container_folder(folder) for name, folder in written.items()}
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+# Left out of what is dumped where they are not set, so that definitions without them keep their digest.
+Mounts = Annotated[dict[str, str] | None, AfterValidator(lambda written: None if written is None else mounts(written))]
+
+
 class Model(_Part):
-    """One container of a flow: reads ``input_dir``, writes ``output_dir``. ``timeout`` is in seconds of run time."""
+    """One container of a flow: reads ``input_dir``, writes ``output_dir``. ``timeout`` is in seconds of run time.
+
+    In a flow whose models are not simply run one after another, ``input_mounts`` and ``output_mounts`` stand in the
+    place of these two: names, each with the folder of the container that stands for it.
+    """
 
     docker_kwargs: DockerKwargs
     gpu: Annotated[bool | str, BeforeValidator(boolean_or_text)] = False
     input_dir: str = "/input"
     output_dir: str = "/output"
+    input_mounts: Mounts = Field(default=None, exclude_if=_is_none)
+    output_mounts: Mounts = Field(default=None, exclude_if=_is_none)
     input_writable: bool = False
     pull_before_exec: bool = True
     timeout: float = Field(default=1800, gt=0, le=_LONGEST_TIMEOUT_SECONDS, allow_inf_nan=False)
@@ -168,8 +201,19 @@ class Model(_Part):
         return gpu
 
     @model_validator(mode="after")
+    def _one_way_to_name_folders(self) -> Self:
+        if (self.input_mounts is None) != (self.output_mounts is None):
+            has, lacks = ("input", "output") if self.output_mounts is None else ("output", "input")
+            raise ValueError(f"has {has}_mounts and no {lacks}_mounts; the two go together")
+        if self.input_mounts is not None:
+            for key, default in (("input", "/input"), ("output", "/output")):
+                if getattr(self, f"{key}_dir") != default:
+                    raise ValueError(f"has {key}_dir and {key}_mounts, which stand for the same; keep one of them")
+        return self
+
+    @model_validator(mode="after")
     def _places_apart(self) -> Self:
-        places = [PurePosixPath(self.input_dir), PurePosixPath(self.output_dir)]
+        places = [PurePosixPath(place) for place in self._own_places()]
         places += dict.fromkeys(PurePosixPath(mount.target) for mount in self.static_mounts)
         places += (PurePosixPath(container_folder(folder)) for folder in self.docker_kwargs.tmpfs or {})
         for number, place in enumerate(places):
@@ -180,6 +224,11 @@ class Model(_Part):
                     raise ValueError(f"{place} and {other} lie in each other; give each folder a place of its own")
         return self
 
+    def _own_places(self) -> list[str]:
+        if self.input_mounts is None or self.output_mounts is None:
+            return [self.input_dir, self.output_dir]
+        return [*self.input_mounts.values(), *self.output_mounts.values()]
+
 
 class Node(_Part):
     """A DICOM application entity that results are sent to."""
@@ -189,17 +238,12 @@ class Node(_Part):
     ae_title: AETitle
 
 
-def _is_none(value: object) -> bool:
-    return value is None
-
-
 class FlowDefinition(_Part):
     """What should run on which study, and where the results go."""
 
     name: Text = Field(max_length=200)
     version: Text = Field(default="", max_length=100)
     priority: int = Field(default=0, ge=0, le=5)
-    # Left out of what is dumped where it is not set, so that definitions without it keep their digest.
     concurrency_limit: int | None = Field(default=None, ge=1, le=_MOST_RUNS_AT_ONCE, exclude_if=_is_none)
     triggers: Annotated[tuple[Trigger, ...], BeforeValidator(as_list)]
     models: Annotated[tuple[Model, ...], BeforeValidator(as_list)] = Field(min_length=1)
@@ -234,6 +278,17 @@ class FlowDefinition(_Part):
             raise ValueError(f"name different kinds of GPU ({', '.join(kinds)}); one worker runs all models of a flow")
         return models
 
+    @field_validator("models")
+    @classmethod
+    def _models_that_can_be_run(cls, models: tuple[Model, ...]) -> tuple[Model, ...]:
+        _graph(models)
+        return models
+
+    @property
+    def graph(self) -> StepGraph:
+        """Which model reads what which other one writes."""
+        return _graph(self.models)
+
     @property
     def digest(self) -> str:
         """The SHA-256 of what the definition says, in hexadecimal: another definition has another digest.
@@ -248,3 +303,21 @@ class FlowDefinition(_Part):
     def work_pool(self) -> str:
         """The Prefect work pool whose workers can run all models."""
         return naming.work_pool(tuple(model.gpu for model in self.models))
+
+
+def _graph(models: tuple[Model, ...]) -> StepGraph:
+    """Raises ``ValueError`` where the models cannot be run; the message names them."""
+    titles = [f"model {number} ({model.docker_kwargs.image})" for number, model in enumerate(models, start=1)]
+    plain = [title for title, model in zip(titles, models, strict=True) if model.input_mounts is None]
+    if len(plain) == len(models):
+        return step_graph(chain(titles, places=[(model.input_dir, model.output_dir) for model in models]))
+    if plain:
+        raise ValueError(
+            f"have input_mounts and output_mounts, except {', '.join(plain)}; give them to all, or to none"
+        )
+    return step_graph(
+        [
+            Step(title=title, reads=model.input_mounts or {}, writes=model.output_mounts or {})
+            for title, model in zip(titles, models, strict=True)
+        ]
+    )

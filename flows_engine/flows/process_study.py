@@ -9,6 +9,8 @@ from typing import Annotated, Any, Final
 import prefect
 from prefect import Flow, State, get_run_logger, runtime
 from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import UnfinishedRun
+from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 from pydantic import BeforeValidator, ValidationError, WithJsonSchema
 
@@ -19,6 +21,7 @@ from flows_engine.errors import EngineError
 from flows_engine.flows.run_identity import be_found
 from flows_engine.flows.run_log import spare_foreseen_tracebacks
 from flows_engine.flows.run_state import announce
+from flows_engine.halting import threads_halted_on_error
 from flows_engine.handoff.run_request import STUDY_ID_PATTERN, Sender
 from flows_engine.handoff.site_settings import load_site_settings
 from flows_engine.run_step import StepResult
@@ -81,13 +84,37 @@ def process_study(
 
 
 def _run_models(definition: FlowDefinition, *, run_id: str, study_id: str) -> StepResult:
-    results = [
-        run_model.with_options(task_run_name=_literal(f"model {step + 1} ({model.docker_kwargs.image})"))(
-            definition, step=step, run_id=run_id, study_id=study_id
-        )
-        for step, model in enumerate(definition.models)
-    ]
-    return results[-1]
+    """Run every model as soon as those are over that it needs. Return what the one left whose output is sent."""
+    graph = definition.graph
+    tasks = [run_model.with_options(task_run_name=_literal(step.title)) for step in graph.steps]
+    if not graph.has_branches:
+        results = {step: tasks[step](definition, step=step, run_id=run_id, study_id=study_id) for step in graph.order}
+        return results[graph.result]
+    futures: dict[int, PrefectFuture[StepResult]] = {}
+    with threads_halted_on_error():
+        for step in graph.order:
+            needed: list[PrefectFuture[Any] | Any] = [futures[other] for other in sorted(graph.needs(step))]
+            futures[step] = tasks[step].submit(
+                definition, step=step, run_id=run_id, study_id=study_id, wait_for=needed, return_state=False
+            )
+        # Branches beside one that failed are run to their end: a retry finds them done.
+        failures = [failure for future in futures.values() if (failure := _failure(future))]
+    if failures:
+        raise EngineError("; ".join(failures))
+    return futures[graph.result].result()
+
+
+def _failure(future: PrefectFuture[StepResult]) -> str:
+    """Wait for a model, and return why it failed. Nothing is said of one that did not begin, since another failed."""
+    try:
+        future.result()
+    except EngineError as error:
+        return str(error)
+    except UnfinishedRun:
+        return ""
+    except Exception as error:  # noqa: BLE001 - whatever ends one branch, the others are waited for
+        return f"a model ended with an unforeseen {kind_of(error)}"
+    return ""
 
 
 def _send(definition: FlowDefinition, last: StepResult, *, sender: Sender | None, study_id: str, run_id: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import get_run_logger, task
 
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.halting import is_halted
 from flows_engine.run_step import StepResult
 from flows_engine.tasks.retrying import may_pass
 from flows_engine.tasks.unforeseen import unforeseen_in_one_line
@@ -23,4 +24,6 @@ def run_model(definition: FlowDefinition, *, step: int, run_id: str, study_id: s
     """Run model number ``step`` (counted from 0). Raises an ``EngineError``."""
     logger = get_run_logger()
     with unforeseen_in_one_line(logger):
-        return site_engine().run_step(definition, step=step, run_id=run_id, study_id=study_id, logger=logger)
+        return site_engine().run_step(
+            definition, step=step, run_id=run_id, study_id=study_id, logger=logger, is_halted=is_halted
+        )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows_engine.docker_runner import DockerRunner, engine_url
-from flows_engine.errors import ImageUnavailableError, ModelTimedOutError
+from flows_engine.errors import ImageUnavailableError, ModelTimedOutError, RunHaltedError
 from flows_engine.interfaces import BindMount, ContainerRunner, ContainerSpec
 from flows_engine.registry_silence import RegistrySilence
 from tests.fakes.container_runner import FOREVER, FakeContainerRunner
@@ -29,6 +29,11 @@ def _copies(spec: ContainerSpec) -> Iterator[object]:
     yield 0
 
 
+def _goes_on(_spec: ContainerSpec) -> Iterator[object]:
+    while True:
+        yield "begun"
+
+
 # What a test asks for -> the fake's program, and what busybox is told.
 PROGRAMS = {
     "three lines": (_says("one", "two", "three", 0), "echo one; echo two; echo three"),
@@ -36,6 +41,7 @@ PROGRAMS = {
     "copies": (_copies, "cp /input/* /output/"),
     "never ends": (_says("begun", FOREVER), "echo begun; sleep 1000"),
     "silent": (_says(0), "true"),
+    "goes on": (_goes_on, "echo begun; while true; do sleep 0.1; done"),
 }
 
 
@@ -156,4 +162,14 @@ def test_remove_all_takes_what_carries_the_label_and_nothing_else(bench: Bench) 
     with pytest.raises(InterruptedError):
         bench.runner.run(bench.spec("never ends"), on_line=from_outside, on_notice=_ignore)
     assert removed == [0, 1]
+    bench.assert_gone()
+
+
+def test_a_run_that_ends_stops_its_container(bench: Bench) -> None:
+    said: list[str] = []
+    with pytest.raises(RunHaltedError):
+        bench.runner.run(
+            bench.spec("goes on"), on_line=said.append, on_notice=said.append, is_halted=lambda: bool(said)
+        )
+    assert said[0] == "begun"
     bench.assert_gone()

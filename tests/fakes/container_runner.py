@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from flows_engine.errors import ImageUnavailableError, ModelTimedOutError
+from flows_engine.errors import ImageUnavailableError, ModelTimedOutError, RunHaltedError
 from flows_engine.interfaces import ContainerResult, ContainerSpec
 
 FOREVER: Final = object()
@@ -26,7 +26,12 @@ class FakeContainerRunner:
         self.specs: list[ContainerSpec] = []
 
     def run(
-        self, spec: ContainerSpec, *, on_line: Callable[[str], None], on_notice: Callable[[str], None]
+        self,
+        spec: ContainerSpec,
+        *,
+        on_line: Callable[[str], None],
+        on_notice: Callable[[str], None],
+        is_halted: Callable[[], bool] = lambda: False,
     ) -> ContainerResult:
         """Run the program of the image, to its end or to the end of its time."""
         program = self._programs.get(spec.image)
@@ -39,6 +44,8 @@ class FakeContainerRunner:
         started_at, lines = time.time(), list[str]()
         try:
             for said in program(spec):
+                if is_halted():
+                    raise RunHaltedError
                 if isinstance(said, int):
                     return ContainerResult(
                         exit_code=said,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,22 +21,28 @@ import flows_engine.tasks.run_model as run_model_module
 import flows_engine.tasks.send_results as send_results_module
 from flows_engine.definition.schema import FlowDefinition, Node
 from flows_engine.deliver import DeliveryResult
-from flows_engine.errors import DestinationUnavailableError, ModelFailedError
+from flows_engine.errors import DestinationUnavailableError, ModelFailedError, RunHaltedError
 from flows_engine.handoff.run_request import Sender
 from flows_engine.run_step import StepResult
 
 pytestmark = pytest.mark.prefect
 
+ENDLESS = "endless"
 PATIENTS_SENDER = {"ae_title": "SCANNER", "host": "10.0.0.7", "port": 104}
 
 
 class FakeEngine:
-    """Remembers what it is asked for; ``failures`` end the calls of that name, one each."""
+    """Remembers what it is asked for; ``failures`` end the calls of that name, one each.
+
+    A model that waits for ``together`` others goes on when that many of them do.
+    """
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.failures: dict[str, list[Exception]] = {}
         self.held = False
+        self.together = threading.Barrier(1)
+        self.halted: list[int] = []
 
     @contextmanager
     def claim(self, *, run_id: str) -> Iterator[None]:
@@ -42,8 +52,17 @@ class FakeEngine:
         finally:
             self.held = False
 
-    def run_step(self, definition: FlowDefinition, *, step: int, **_: object) -> StepResult:
+    def run_step(
+        self, definition: FlowDefinition, *, step: int, is_halted: Callable[[], bool], **_: object
+    ) -> StepResult:
         self._call(f"model {step}")
+        if definition.graph.has_branches and not definition.graph.needs(step):
+            self.together.wait(60)
+        if definition.models[step].docker_kwargs.image == ENDLESS:
+            while not is_halted():
+                time.sleep(0.01)
+            self.halted.append(step)
+            raise RunHaltedError
         return StepResult(
             output_dir=f"/runs/{step}", file_count=3, exit_code=0, image_digest="sha256:0", duration_seconds=0.1
         )
@@ -173,3 +192,51 @@ def test_a_fault_that_nobody_foresaw_fails_the_run(engine: FakeEngine):
     assert process().is_failed()
     assert engine.calls == ["model 0", "model 1"]
     assert not engine.held
+
+
+def fold(name: str, *, reads: str = "src", image: str = "busybox") -> dict[str, Any]:
+    """Return a model that reads names, with spaces between them, and writes one."""
+    inputs = {read: f"/in/{read}" for read in reads.split()}
+    return {"docker_kwargs": {"image": image}, "input_mounts": inputs, "output_mounts": {name: "/output"}}
+
+
+def test_branches_are_run_at_the_same_time_and_a_join_after_all_of_them(engine: FakeEngine):
+    engine.together = threading.Barrier(3)
+
+    state = process(
+        models=[fold("dst", reads="a b c"), fold("a"), fold("b"), fold("c")],
+        destinations=[{"host": "pacs", "port": 104, "ae_title": "PACS"}],
+    )
+
+    assert state.name == "Completed"
+    assert sorted(engine.calls[:3]) == ["model 1", "model 2", "model 3"]
+    assert engine.calls[3:] == ["model 0", "/runs/0 to PACS at pacs:104"]
+
+
+def test_every_branch_that_failed_is_told_and_what_needs_it_does_not_begin(engine: FakeEngine):
+    engine.failures["model 2"] = [ModelFailedError("model 2 (busybox) exited with code 3: no")]
+    engine.failures["model 1"] = [ModelFailedError("model 1 (busybox) exited with code 4: neither")]
+
+    state = process(models=[fold("a"), fold("b"), fold("c"), fold("dst", reads="a b c")])
+
+    assert state.name == "Failed"
+    assert state.message == "model 1 (busybox) exited with code 4: neither; model 2 (busybox) exited with code 3: no"
+    assert "model 3" not in engine.calls
+
+
+def test_a_signal_stops_the_branches_that_are_under_way(engine: FakeEngine):
+    models = [fold("a", image=ENDLESS), fold("b", image=ENDLESS), fold("dst", reads="a b")]
+
+    def interrupt() -> None:
+        while len(engine.calls) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        process(models=models)
+    thread.join()
+
+    assert sorted(engine.halted) == [0, 1]
+    assert "model 2" not in engine.calls

@@ -54,7 +54,7 @@ def test_an_example_is_well_and_points_at_the_schema(path: Path) -> None:
 def test_the_examples_are_there_and_only_two_of_them_run_by_themselves() -> None:
     names = {path.stem: load_definition(path).definition for path in EXAMPLES}
 
-    assert sorted(names) == ["smallest", "static-mounts", "two-containers"]
+    assert sorted(names) == ["five-folds", "smallest", "static-mounts", "two-containers"]
     assert [stem for stem, definition in sorted(names.items()) if definition.triggers] == ["smallest", "two-containers"]
     two = names["two-containers"]
     assert [model.docker_kwargs.environment["CONTAINER_ORDER"] for model in two.models] == ["0", "1"]

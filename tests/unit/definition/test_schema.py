@@ -345,3 +345,51 @@ def test_the_form_in_which_runs_keep_their_definition_is_read_and_written_as_it_
     definition = FlowDefinition.model_validate(stored)
 
     assert definition.model_dump(mode="json", exclude_unset=True) == stored
+
+
+def named(reads: dict[str, str], writes: dict[str, str], **values: Any) -> dict[str, Any]:
+    return {"docker_kwargs": {"image": "a"}, "input_mounts": reads, "output_mounts": writes, **values}
+
+
+def test_named_folders_make_a_graph() -> None:
+    merge = named({"seg": "/seg/", "src": "/ct"}, {"dst": "/out"})
+    definition = flow(models=[merge, named({"src": "/in"}, {"seg": "/out"})])
+    assert definition.graph.order == (1, 0)
+    assert definition.graph.steps[0].reads == {"seg": "/seg", "src": "/ct"}
+    assert FlowDefinition.model_validate_json(definition.model_dump_json()) == definition
+
+
+def test_without_named_folders_models_are_run_in_a_row_and_nothing_new_is_dumped() -> None:
+    definition = flow(models=[{"docker_kwargs": {"image": "a"}}, {"docker_kwargs": {"image": "b"}}])
+    assert definition.graph.order == (0, 1)
+    assert not {"input_mounts", "output_mounts"} & definition.model_dump()["models"][0].keys()
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"output_mounts": {"dst": "/out"}}, "has output_mounts and no input_mounts"),
+        ({"input_mounts": {"src": "/in"}}, "has input_mounts and no output_mounts"),
+        (named({"src": "/in"}, {"dst": "/out"}, input_dir="/data"), "has input_dir and input_mounts"),
+        (named({"src": "/in"}, {"dst": "/in"}), "/in stands for two folders"),
+        (named({"src": "/in", "a": "/in/a"}, {"dst": "/out"}), "/in and /in/a lie in each other"),
+        (named({}, {"dst": "/out"}), "names 0 folders"),
+        (named({"../etc": "/in"}, {"dst": "/out"}), "is no name"),
+        (named({"src": "relative"}, {"dst": "/out"}), "the folder of src: is no absolute path"),
+        (named({"src": "/proc/1"}, {"dst": "/out"}), "the folder of src: nothing can be mounted at /proc/1"),
+    ],
+)
+def test_folders_that_cannot_be_named_so(values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model(**values)
+    assert reason in str(caught.value)
+
+
+def test_names_are_for_all_models_or_for_none() -> None:
+    with pytest.raises(ValidationError, match=r"except model 2 \(b\); give them to all, or to none"):
+        flow(models=[named({"src": "/in"}, {"dst": "/out"}), {"docker_kwargs": {"image": "b"}}])
+
+
+def test_a_graph_that_cannot_be_run_is_no_definition() -> None:
+    with pytest.raises(ValidationError, match=r"model 1 \(a\) reads seg, which no model writes"):
+        flow(models=[named({"seg": "/in"}, {"dst": "/out"})])

@@ -270,6 +270,19 @@ def test_the_description_tells_when_what_and_where_to():
     assert "- PACS at pacs:104\n- back to the sender, on port 10002" in text
 
 
+def test_the_description_of_a_graph_tells_who_reads_what():
+    models = [
+        {"docker_kwargs": {"image": "fold"}, "input_mounts": {"src": "/in"}, "output_mounts": {"seg": "/out"}},
+        {
+            "docker_kwargs": {"image": "merge"},
+            "input_mounts": {"seg": "/s", "src": "/c"},
+            "output_mounts": {"dst": "/out"},
+        },
+    ]
+    text = wanted(models=models).description
+    assert "1. `fold`, from src to seg\n2. `merge`, from seg, src to dst\n" in text
+
+
 def test_the_description_of_a_flow_that_never_fires_and_sends_nothing_says_so():
     text = wanted(triggers=[]).description
 

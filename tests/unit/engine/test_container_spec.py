@@ -9,7 +9,8 @@ from flows_engine.interfaces import BindMount, ContainerSpec
 from flows_engine.workspace import StepFolders
 
 ORIGIN = Origin(run_id="run-1", study_id="study-1", instance_id="site-1")
-FOLDERS = StepFolders(input=Path("/data/in"), output=Path("/data/out"))
+# Those of the first model of a row, of the second, and of the only one.
+FOLDERS = StepFolders(inputs={"src": Path("/data/in"), "model-1": Path("/data/in")}, outputs={"dst": Path("/data/out")})
 
 
 def _spec(
@@ -76,6 +77,7 @@ def test_labels_and_name_tell_whose_container_it_is() -> None:
         "dicomflow.run": "run-1",
         "dicomflow.study": "study-1",
         "dicomflow.step": "2",
+        "dicomflow.task": "run-1/2",
         "dicomflow.instance": "site-1",
     }
     assert "labels" not in spec.options
@@ -84,3 +86,25 @@ def test_labels_and_name_tell_whose_container_it_is() -> None:
 def test_the_rest_is_handed_on() -> None:
     spec = _spec({}, timeout=2, pull_before_exec=False)
     assert (spec.image, spec.timeout_seconds, spec.pull, spec.gpu_ids) == ("busybox", 2, False, ("2",))
+
+
+def test_each_name_of_a_graph_has_its_place(tmp_path: Path) -> None:
+    fold = {"docker_kwargs": {"image": "fold"}, "input_mounts": {"src": "/in"}, "output_mounts": {"seg": "/out"}}
+    merge = {
+        "docker_kwargs": {"image": "merge"},
+        "input_mounts": {"seg": "/seg", "src": "/ct"},
+        "output_mounts": {"dst": "/result", "log": "/log"},
+        "input_writable": True,
+    }
+    definition = FlowDefinition.model_validate({"name": "Folds", "triggers": [], "models": [fold, merge]})
+    folders = StepFolders(
+        inputs={name: tmp_path / name for name in ("seg", "src")},
+        outputs={name: tmp_path / name for name in ("dst", "log")},
+    )
+    spec = container_spec(definition, step=1, folders=folders, origin=ORIGIN)
+    assert [(mount.source.name, mount.target, mount.read_only) for mount in spec.mounts] == [
+        ("seg", "/seg", False),
+        ("src", "/ct", False),
+        ("dst", "/result", False),
+        ("log", "/log", False),
+    ]

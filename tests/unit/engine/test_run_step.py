@@ -53,13 +53,14 @@ def _run(
     return run_step(
         definition,
         step=0,
-        source=tmp_path / "input",
+        sources={"src": tmp_path / "input"},
         origin=Origin(run_id="run", study_id="study", instance_id="site"),
         workspace=Workspace(tmp_path / "run"),
         host=Host(
             gpus=gpus,
             gpu_folder=tmp_path / "locks",
             gpu_wait_seconds=0,
+            branch_slots=1,
             static_mounts=StaticMounts(static_dir=tmp_path / "static", cache=tmp_path / "cache"),
         ),
         runner=runner,
