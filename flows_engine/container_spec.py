@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from flows_engine.definition.schema import FlowDefinition
+from flows_engine.definition.schema import CONFIG_FOLDER, FlowDefinition
 from flows_engine.interfaces import BindMount, ContainerSpec
 from flows_engine.workspace import StepFolders
 
@@ -43,12 +43,13 @@ def container_spec(
     origin: Origin,
     gpu_ids: Sequence[str] = (),
     static_mounts: Sequence[BindMount] = (),
+    default_mem_limit: str | None = None,
 ) -> ContainerSpec:
     """Return what runs model number ``step`` (counted from 0) of ``definition``.
 
     The container sees its inputs read-only unless the model has ``input_writable`` (they are copies then),
     has no network unless the flow says ``network_disabled: false``, cannot gain privileges, and cannot fill the disk
-    with its log.
+    with its log. ``default_mem_limit`` is the memory that it may take where the flow says nothing of it.
     """
     model, places = definition.models[step], definition.graph.steps[step]
     given = model.docker_kwargs
@@ -73,6 +74,7 @@ def container_spec(
                 BindMount(source=folders.outputs[name], target=place, read_only=False)
                 for name, place in places.writes.items()
             ),
+            *([BindMount(source=folders.config, target=CONFIG_FOLDER, read_only=True)] if folders.config else ()),
             *static_mounts,
         ),
         labels={
@@ -90,6 +92,7 @@ def container_spec(
         options={
             "pids_limit": _PIDS_LIMIT,
             "log_config": dict(_LOG_CONFIG),
+            **({"mem_limit": default_mem_limit} if default_mem_limit else {}),
             **{key: value for key, value in given.create_options().items() if key != "labels"},
             "environment": environment,
             "security_opt": ["no-new-privileges"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +21,10 @@ from docker.types import DeviceRequest, LogConfig, Mount
 from flows_engine.errors import (
     ContainerRefusedError,
     EngineUnavailableError,
+    ImagePullFailedError,
     ImageUnavailableError,
     ModelTimedOutError,
+    NoSpaceError,
     RunHaltedError,
 )
 from flows_engine.host_paths import HostPaths
@@ -44,6 +47,12 @@ _LOOK_SECONDS: Final = 0.5
 """How often a thread that waits looks whether its run ends."""
 
 _Item = TypeVar("_Item")
+
+# The engine hands on what a registry says in many words, and its own errors in others.
+_FROM_A_REGISTRY_THAT_ANSWERS: Final = re.compile(
+    r"not found|unknown|denied|unauthorized|forbidden|does not exist|no matching manifest|invalid reference", re.I
+)
+_NO_SPACE: Final = "no space left on device"
 
 # What stdout and stderr have said; None is the end of both.
 _Chunk = tuple[bytes | None, bytes | None] | None
@@ -135,10 +144,10 @@ class DockerRunner:
         elif present is not None:
             on_notice(f"image {spec.image} could not be pulled; the one in the engine is used: {reason}")
         if present is None:
-            raise ImageUnavailableError(
-                f"image {spec.image} is not in the engine and cannot be pulled:"
-                f" {reason or 'the registry has no such image'}"
-            )
+            sentence = f"image {spec.image} is not in the engine and cannot be pulled"
+            if reason is None or _FROM_A_REGISTRY_THAT_ANSWERS.search(reason):
+                raise ImageUnavailableError(f"{sentence}: {reason or 'the registry has no such image'}")
+            raise ImagePullFailedError(f"{sentence}: {reason}")
         return present
 
     def _pull(self, spec: ContainerSpec, *, is_present: bool, is_halted: Callable[[], bool]) -> str | None:
@@ -326,6 +335,8 @@ def _refusals(image: str) -> Iterator[None]:
     except ImageNotFound as error:
         raise ImageUnavailableError(f"image {image} was removed from the engine a moment ago") from error
     except APIError as error:
+        if _NO_SPACE in _explanation(error).lower():
+            raise NoSpaceError(f"the Docker engine has no room left: {_explanation(error)}") from error
         raise ContainerRefusedError(f"the Docker engine refuses it: {_explanation(error)}") from error
 
 

@@ -3,10 +3,12 @@
     EngineError
       ├─ RetryableError                 the same again may well work
       │    ├─ EngineUnavailableError      no Docker engine answers, or it went away
+      │    ├─ ImagePullFailedError        the image is not in the engine, and its registry does not answer
+      │    ├─ NoSpaceError                no room is left, for the engine or for us
       │    ├─ GpuUnavailableError         no GPU of this host became free in time
       │    └─ DestinationUnavailableError the receiver cannot be reached, or went away
       └─ FinalError                     the same again fails the same way; a person has to change something
-           ├─ ImageUnavailableError       neither in the engine nor to be pulled
+           ├─ ImageUnavailableError       not in the engine, and its registry says that it has none for us
            ├─ ContainerRefusedError       the engine will not create or start it as it is defined
            ├─ ModelFailedError            it ended with an exit code that is not 0
            ├─ ModelTimedOutError          it ran longer than its timeout
@@ -35,6 +37,14 @@ class EngineUnavailableError(RetryableError):
     """No Docker engine answers, or it went away."""
 
 
+class ImagePullFailedError(RetryableError):
+    """The image is not in the engine, and its registry cannot be reached or does not answer properly."""
+
+
+class NoSpaceError(RetryableError):
+    """No room is left where the engine keeps containers, or where we keep runs."""
+
+
 class GpuUnavailableError(RetryableError):
     """No GPU of this host became free in time."""
 
@@ -48,7 +58,7 @@ class FinalError(EngineError):
 
 
 class ImageUnavailableError(FinalError):
-    """The image is neither in the engine nor to be pulled."""
+    """The image is not in the engine, and is not to be pulled, or its registry says that it has none for us."""
 
 
 class ContainerRefusedError(FinalError):

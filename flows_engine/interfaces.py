@@ -58,7 +58,8 @@ class ContainerRunner(Protocol):
     newer image could not be pulled and the one in the engine is used. Where ``is_halted`` begins to hold, the container
     is stopped as it is by an exception, and ``RunHaltedError`` is raised.
 
-    Raises ``ImageUnavailableError``, ``EngineUnavailableError`` (a retry may help), ``ModelTimedOutError``,
+    Raises ``ImageUnavailableError``, ``EngineUnavailableError``, ``ImagePullFailedError``, ``NoSpaceError`` (a retry
+    may help after these three), ``ModelTimedOutError``,
     ``ContainerRefusedError`` (the engine will not have this specification). A non-zero exit code is a result, not an
     error.
     """

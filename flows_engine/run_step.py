@@ -51,6 +51,7 @@ class Host:
     branch_slots: int
     """How many models this host executes beside one of each run, for runs that have branches."""
     static_mounts: StaticMounts
+    default_mem_limit: str | None = None
 
 
 def run_step(
@@ -78,7 +79,11 @@ def run_step(
         # A process that was killed leaves its container running, which would write into the folders of this attempt.
         runner.remove_all(label=TASK_LABEL, value=task_label(origin.run_id, step))
         folders = workspace.prepare(
-            step, sources=sources, writes=definition.graph.steps[step].writes, copy_inputs=model.input_writable
+            step,
+            sources=sources,
+            writes=definition.graph.steps[step].writes,
+            copy_inputs=model.input_writable,
+            config=model.config,
         )
         with ExitStack() as held:
             if definition.graph.has_branches and not model.gpu:  # what needs a GPU waits for that
@@ -97,6 +102,7 @@ def run_step(
                 origin=origin,
                 gpu_ids=_gpu_ids(model, host, held),
                 static_mounts=host.static_mounts.resolve(model.static_mounts),
+                default_mem_limit=host.default_mem_limit,
             )
             logger.info("%s starts", title, extra={"action": "model_started"})
             result = runner.run(

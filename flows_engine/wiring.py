@@ -155,6 +155,7 @@ def build_engine(settings: SiteSettings) -> Engine:
             gpu_folder=data_dir / "locks",
             gpu_wait_seconds=_GPU_WAIT_SECONDS,
             branch_slots=settings.cpu_slots,
+            default_mem_limit=settings.default_mem_limit,
             static_mounts=StaticMounts(static_dir=settings.static_dir, cache=data_dir / "static-cache"),
         ),
         calling_ae_title=settings.ae_title,

@@ -3,12 +3,14 @@
 runs/<flow_run_id>/                0700: the host's other users stay out; containers see only what is mounted
   model-<n>/output/                0777: a container may run as any user
   model-<n>/outputs/<name>/        the same, of a model that writes several
+  model-<n>/config/config.yaml     what the flow tells the model
   model-<n>/input/ or inputs/…     copies, only where the model may write to its input
   deliveries/<destination>.jsonl   what has arrived
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from flows_engine.errors import WorkspaceError
+from flows_engine.errors import NoSpaceError, WorkspaceError
 
 _ANYONE: Final = 0o777
 
@@ -28,10 +30,14 @@ class StepFolders:
 
     inputs: Mapping[str, Path]
     outputs: Mapping[str, Path]
+    config: Path | None = None
+    """The folder with the model's config.yaml."""
 
 
 class Workspace:
-    """The folder ``DATA_DIR/runs/<run id>``. Raises ``WorkspaceError`` for what cannot be made, read or removed."""
+    """The folder ``DATA_DIR/runs/<run id>``. Raises ``WorkspaceError`` for what cannot be made, read or removed,
+    and ``NoSpaceError`` where the disk is full.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -45,12 +51,19 @@ class Workspace:
         return self.root / "deliveries" / f"{destination + 1}.jsonl"
 
     def prepare(
-        self, step: int, *, sources: Mapping[str, Path], writes: Collection[str], copy_inputs: bool
+        self,
+        step: int,
+        *,
+        sources: Mapping[str, Path],
+        writes: Collection[str],
+        copy_inputs: bool,
+        config: str | None = None,
     ) -> StepFolders:
         """Return fresh folders for model number ``step``, which reads ``sources`` and writes the names of ``writes``.
 
         What a killed attempt left is removed. With ``copy_inputs`` the inputs are copies of the regular files and
-        folders of ``sources``, writable for anyone; links, devices and fifos are not copied.
+        folders of ``sources``, writable for anyone; links, devices and fifos are not copied. ``config`` is the text of
+        a file that the model may read.
         """
         for source in sources.values():
             if not source.is_dir():
@@ -68,17 +81,26 @@ class Workspace:
             for output in outputs.values():
                 output.mkdir(parents=True)
                 output.chmod(_ANYONE)
+            if config is not None:
+                (folder / "config").mkdir()
+                (folder / "config" / "config.yaml").write_text(config)
             if copy_inputs:
                 for name, source in sources.items():
                     copies[name].parent.mkdir(exist_ok=True)
                     _copy(source, copies[name])
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpaceError(f"no room is left below {self.root}: {error.strerror}") from error
             raise WorkspaceError(
                 f"the folders of model {step + 1} cannot be made below {self.root}: {error.strerror or error}."
                 " What a container wrote as root can only be removed by root: let this worker run as root, or let the"
                 " model run as this worker's user"
             ) from error
-        return StepFolders(inputs=copies if copy_inputs else dict(sources), outputs=outputs)
+        return StepFolders(
+            inputs=copies if copy_inputs else dict(sources),
+            outputs=outputs,
+            config=folder / "config" if config is not None else None,
+        )
 
     def _step(self, step: int) -> Path:
         return self.root / f"model-{step + 1}"

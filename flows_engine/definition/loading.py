@@ -170,6 +170,11 @@ class _Loader(yaml.SafeLoader):
             return super().compose_node(parent, index)
 
 
+def _is_config(field: FieldPath) -> bool:
+    """Tell whether a field is the `config` of a model. A single model may stand without a list."""
+    return field[:1] == ("models",) and tuple(part for part in field if isinstance(part, str)) == ("models", "config")
+
+
 class _Reading:
     """Turns nodes into values, and remembers on which line each field stands."""
 
@@ -183,12 +188,22 @@ class _Reading:
         size = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
         with self._bounds.around(line=node.start_mark.line + 1, size=size):
             self.lines.setdefault(field, node.start_mark.line + 1)
+            if _is_config(field):
+                return self._as_written(node, field)
             if isinstance(node, yaml.MappingNode):
                 return self.mapping(node, field)
             if isinstance(node, yaml.SequenceNode):
                 return [self.value(item, (*field, number)) for number, item in enumerate(node.value)]
             plain = isinstance(node, yaml.ScalarNode) and node.style is None
             return None if plain and node.value in _NULLS else self._text(node, field)
+
+    def _as_written(self, node: yaml.Node, field: FieldPath) -> str:
+        """Return a mapping as YAML again: what its values are is for the container to say that reads them."""
+        if not isinstance(node, yaml.MappingNode):
+            self._problem(node, field, "is no mapping", hint="write keys and values below it, like `threshold: 0.5`")
+            return ""
+        self.mapping(node, field)  # for what is wrong in it
+        return str(yaml.serialize(node, allow_unicode=True))
 
     def _text(self, node: yaml.Node, field: FieldPath) -> str:
         text: str = node.value

@@ -29,7 +29,7 @@ from pydantic_core import CoreSchema
 
 from flows_engine.definition import naming
 from flows_engine.definition.docker_kwargs import DockerKwargs, container_folder
-from flows_engine.definition.leniency import Text, as_list, boolean_or_text
+from flows_engine.definition.leniency import Text, as_list, boolean_or_text, without_nul
 from flows_engine.definition.step_graph import Step, StepGraph, chain, step_graph
 from flows_engine.definition.trigger import Trigger
 
@@ -42,6 +42,11 @@ _NOT_IN_A_NAME: Final = "/%&<>?#\\"
 # A name of `input_mounts` is part of a path.
 _MOUNT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _MOST_MOUNTS: Final = 100
+CONFIG_FOLDER: Final = "/config"
+"""Where a container finds its `config`, as config.yaml."""
+_MOST_RETRIES: Final = 20
+_MOST_RETRY_DELAYS: Final = 50
+_LONGEST_RETRY_DELAY_SECONDS: Final = 86_400
 
 # A month; beyond about 290 years the clocks of threads and sockets overflow.
 _LONGEST_TIMEOUT_SECONDS: Final = 31 * 86_400
@@ -157,7 +162,17 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _without_nul_or_none(text: str | None) -> str | None:
+    return None if text is None else without_nul(text)
+
+
+def _config_text(value: object) -> object:
+    # The YAML reader hands over text, as it was written; who makes a definition in Python has a mapping. JSON is YAML.
+    return json.dumps(value, indent=2) if isinstance(value, dict) else value
+
+
 # Left out of what is dumped where they are not set, so that definitions without them keep their digest.
+_Delay = Annotated[float, Field(ge=0, le=_LONGEST_RETRY_DELAY_SECONDS, allow_inf_nan=False)]
 Mounts = Annotated[dict[str, str] | None, AfterValidator(lambda written: None if written is None else mounts(written))]
 
 
@@ -176,6 +191,15 @@ class Model(_Part):
     output_mounts: Mounts = Field(default=None, exclude_if=_is_none)
     input_writable: bool = False
     pull_before_exec: bool = True
+    config: Annotated[str | None, BeforeValidator(_config_text), AfterValidator(_without_nul_or_none)] = Field(
+        default=None, exclude_if=_is_none
+    )
+    """The text of a YAML file for the container."""
+    retries: int | None = Field(default=None, ge=0, le=_MOST_RETRIES, exclude_if=_is_none)
+    retry_delay_seconds: Annotated[tuple[_Delay, ...] | None, BeforeValidator(as_list)] = Field(
+        default=None, min_length=1, max_length=_MOST_RETRY_DELAYS, exclude_if=_is_none
+    )
+    """How long to wait before each further attempt, the last one again and again."""
     timeout: float = Field(default=1800, gt=0, le=_LONGEST_TIMEOUT_SECONDS, allow_inf_nan=False)
     static_mounts: Annotated[tuple[StaticMount, ...], BeforeValidator(as_list)] = ()
 
@@ -225,9 +249,10 @@ class Model(_Part):
         return self
 
     def _own_places(self) -> list[str]:
+        config = [CONFIG_FOLDER] if self.config is not None else []
         if self.input_mounts is None or self.output_mounts is None:
-            return [self.input_dir, self.output_dir]
-        return [*self.input_mounts.values(), *self.output_mounts.values()]
+            return [self.input_dir, self.output_dir, *config]
+        return [*self.input_mounts.values(), *self.output_mounts.values(), *config]
 
 
 class Node(_Part):

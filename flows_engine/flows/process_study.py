@@ -25,6 +25,7 @@ from flows_engine.halting import threads_halted_on_error
 from flows_engine.handoff.run_request import STUDY_ID_PATTERN, Sender
 from flows_engine.handoff.site_settings import load_site_settings
 from flows_engine.run_step import StepResult
+from flows_engine.tasks.retrying import retries, retry_delays_seconds
 from flows_engine.tasks.run_model import run_model
 from flows_engine.tasks.send_results import send_results
 from flows_engine.tasks.unforeseen import kind_of, unforeseen_in_one_line
@@ -86,7 +87,14 @@ def process_study(
 def _run_models(definition: FlowDefinition, *, run_id: str, study_id: str) -> StepResult:
     """Run every model as soon as those are over that it needs. Return what the one left whose output is sent."""
     graph = definition.graph
-    tasks = [run_model.with_options(task_run_name=_literal(step.title)) for step in graph.steps]
+    tasks = [
+        run_model.with_options(
+            task_run_name=_literal(step.title),
+            retries=retries(model),
+            retry_delay_seconds=retry_delays_seconds(model),
+        )
+        for step, model in zip(graph.steps, definition.models, strict=True)
+    ]
     if not graph.has_branches:
         results = {step: tasks[step](definition, step=step, run_id=run_id, study_id=study_id) for step in graph.order}
         return results[graph.result]

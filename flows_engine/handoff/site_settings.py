@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AliasGenerator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydicom.datadict import tag_for_keyword
 
+from flows_engine.definition.docker_kwargs import Size
 from flows_engine.definition.errors import DefinitionError
 from flows_engine.definition.loading import read_yaml_mapping
 from flows_engine.definition.schema import AETitle
@@ -124,6 +125,8 @@ class SiteSettings(BaseModel):
     gpus: Annotated[tuple[str, ...], BeforeValidator(_gpu_ids)] = ()
     cpu_slots: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2), ge=1)
     """How many flow runs of the pool ``cpu`` this host runs at once."""
+    default_mem_limit: Size | None = None
+    """The memory that a container may take where its flow says nothing, like 8g. Default: all that the host has."""
     group_by: Literal["association"] = "association"
     """What is one study to match: everything that one association sends of one patient."""
     incomplete: Literal["hold", "process"] = "hold"

@@ -12,14 +12,7 @@ from flows_engine.tasks.unforeseen import unforeseen_in_one_line
 from flows_engine.wiring import site_engine
 
 
-@task(
-    name="run model",
-    persist_result=True,
-    result_serializer="json",
-    retries=2,
-    retry_delay_seconds=[10, 60],
-    retry_condition_fn=may_pass,
-)
+@task(name="run model", persist_result=True, result_serializer="json", retry_condition_fn=may_pass)
 def run_model(definition: FlowDefinition, *, step: int, run_id: str, study_id: str) -> StepResult:
     """Run model number ``step`` (counted from 0). Raises an ``EngineError``."""
     logger = get_run_logger()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows_engine.docker_runner import DockerRunner, engine_url
-from flows_engine.errors import ImageUnavailableError, ModelTimedOutError, RunHaltedError
+from flows_engine.errors import ImagePullFailedError, ImageUnavailableError, ModelTimedOutError, RunHaltedError
 from flows_engine.interfaces import BindMount, ContainerRunner, ContainerSpec
 from flows_engine.registry_silence import RegistrySilence
 from tests.fakes.container_runner import FOREVER, FakeContainerRunner
@@ -138,9 +138,11 @@ def test_an_exception_leaves_no_container(bench: Bench, kind: type[BaseException
     bench.assert_gone()
 
 
-@pytest.mark.parametrize("pull", [True, False])
-def test_a_missing_image_is_named(bench: Bench, pull: bool) -> None:
-    with pytest.raises(ImageUnavailableError, match="no-such-image"):
+@pytest.mark.parametrize(
+    ("pull", "error"), [(True, ImagePullFailedError), (False, ImageUnavailableError)], ids=["no registry", "no pull"]
+)
+def test_a_missing_image_is_named(bench: Bench, pull: bool, error: type[Exception]) -> None:
+    with pytest.raises(error, match="no-such-image"):
         bench.runner.run(bench.spec("silent", missing=True, pull=pull), on_line=_ignore, on_notice=_ignore)
     bench.assert_gone()
 

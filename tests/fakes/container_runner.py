@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from flows_engine.errors import ImageUnavailableError, ModelTimedOutError, RunHaltedError
+from flows_engine.errors import ImagePullFailedError, ImageUnavailableError, ModelTimedOutError, RunHaltedError
 from flows_engine.interfaces import ContainerResult, ContainerSpec
 
 FOREVER: Final = object()
@@ -36,7 +36,8 @@ class FakeContainerRunner:
         """Run the program of the image, to its end or to the end of its time."""
         program = self._programs.get(spec.image)
         if program is None:
-            raise ImageUnavailableError(f"image {spec.image} is not in the engine and cannot be pulled")
+            sentence = f"image {spec.image} is not in the engine"
+            raise ImagePullFailedError(sentence) if spec.pull else ImageUnavailableError(sentence)
         if spec.pull and spec.image not in self._pullable:
             on_notice(f"image {spec.image} could not be pulled; the one in the engine is used")
         self.specs.append(spec)

@@ -22,7 +22,7 @@ from flows_engine.errors import (
     ContainerRefusedError,
     EngineUnavailableError,
     HostPathError,
-    ImageUnavailableError,
+    ImagePullFailedError,
 )
 from flows_engine.interfaces import BindMount, ContainerResult, ContainerSpec
 from flows_engine.registry_silence import RegistrySilence
@@ -190,7 +190,7 @@ def test_a_registry_that_swallows_packets_is_waited_for_once(bench: Bench, monke
     engine = docker.DockerClient(base_url=engine_url())
     with socket.create_server(("127.0.0.1", 0)) as registry:
         reference = f"localhost:{registry.getsockname()[1]}/model:1"
-        with pytest.raises(ImageUnavailableError, match="did not answer within"):
+        with pytest.raises(ImagePullFailedError, match="did not answer within"):
             bench.run("true", image=reference.replace("model", "missing"), pull=True)
         engine.images.get("busybox").tag(reference)
         try:

@@ -55,6 +55,46 @@ def test_a_scalar_is_the_text_that_its_author_wrote(write_flow: WriteFlow) -> No
     assert (first.gpu, first.timeout, first.pull_before_exec) == (False, 2.5, False)
 
 
+@pytest.mark.parametrize("models", ["models:\n  - {}", "models:\n  {}"], ids=["a list", "one alone"])
+def test_a_config_is_the_yaml_that_its_author_wrote(write_flow: WriteFlow, models: str) -> None:
+    config = "config: {threshold: 0.50, version: '1.10', on: no, labels: [a, ~], nested: {<<: {x: 1}, y: 2}}"
+    text = "triggers: []\n" + models.format(f"{{docker_kwargs: {{image: a}}, {config}}}") + "\n"
+
+    found = load_definition(write_flow(text)).definition.models[0].config
+
+    assert found is not None
+    assert yaml.safe_load(found) == yaml.safe_load(config)["config"]
+    assert "0.50" in found
+
+
+def test_a_config_that_others_share_stands_for_itself(write_flow: WriteFlow) -> None:
+    text = (
+        "triggers: []\nmodels:\n"
+        "  - {docker_kwargs: {image: a}, config: {shared: &shared {size: [1, 2]}, again: *shared}}\n"
+        "  - {docker_kwargs: {image: a}, config: {other: *shared}}\n"
+    )
+
+    first, second = (model.config for model in load_definition(write_flow(text)).definition.models)
+
+    assert yaml.safe_load(first or "") == {"shared": {"size": [1, 2]}, "again": {"size": [1, 2]}}
+    assert yaml.safe_load(second or "") == {"other": {"size": [1, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("fast", "is no mapping"),
+        ("[1, 2]", "is no mapping"),
+        ("", "is no mapping"),
+        ("{a: 1, a: 2}", "stands here twice"),
+    ],
+)
+def test_a_config_that_is_none(problems_of: ProblemsOf, config: str, reason: str) -> None:
+    (problem,) = problems_of(model(f"docker_kwargs: {{image: a}}\n    config: {config}"))
+
+    assert (problem.line, problem.field.startswith("models[0].config"), problem.reason) == (4, True, reason)
+
+
 def test_one_thing_needs_no_list(write_flow: WriteFlow) -> None:
     definition = load_definition(
         write_flow(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -393,3 +394,31 @@ def test_names_are_for_all_models_or_for_none() -> None:
 def test_a_graph_that_cannot_be_run_is_no_definition() -> None:
     with pytest.raises(ValidationError, match=r"model 1 \(a\) reads seg, which no model writes"):
         flow(models=[named({"seg": "/in"}, {"dst": "/out"})])
+
+
+def test_a_config_made_in_python_is_the_text_of_a_yaml_file() -> None:
+    made = model(config={"threshold": 0.5, "labels": ["a", "b"]})
+    assert json.loads(made.config or "") == {"threshold": 0.5, "labels": ["a", "b"]}
+    assert Model.model_validate_json(made.model_dump_json()) == made
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"config": {}, "output_dir": "/config/out"}, "/config/out and /config lie in each other"),
+        ({"config": "a\0b"}, "holds a NUL character"),
+        ({"retries": -1}, "greater than or equal to 0"),
+        ({"retries": 21}, "less than or equal to 20"),
+        ({"retry_delay_seconds": []}, "at least 1 item"),
+        ({"retry_delay_seconds": [1, -1]}, "greater than or equal to 0"),
+    ],
+)
+def test_a_config_and_retries_that_cannot_be(values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model(**values)
+    assert reason in str(caught.value)
+
+
+def test_one_delay_may_stand_without_a_list_and_nothing_new_is_dumped_without_it() -> None:
+    assert model(retry_delay_seconds="5").retry_delay_seconds == (5.0,)
+    assert not {"config", "retries", "retry_delay_seconds"} & model().model_dump().keys()

@@ -108,3 +108,23 @@ def test_each_name_of_a_graph_has_its_place(tmp_path: Path) -> None:
         ("dst", "/result", False),
         ("log", "/log", False),
     ]
+
+
+def test_a_config_has_a_place_of_its_own(tmp_path: Path) -> None:
+    definition = FlowDefinition.model_validate(
+        {"name": "A", "triggers": [], "models": [{"docker_kwargs": {"image": "a"}, "config": {"x": 1}}]}
+    )
+    folders = StepFolders(inputs=FOLDERS.inputs, outputs=FOLDERS.outputs, config=tmp_path / "config")
+    mount = container_spec(definition, step=0, folders=folders, origin=ORIGIN).mounts[-1]
+    assert (mount.source, mount.target, mount.read_only) == (tmp_path / "config", "/config", True)
+
+
+def test_the_sites_memory_limit_is_for_flows_that_have_none() -> None:
+    def limit(docker_kwargs: dict[str, Any], default: str | None) -> object:
+        definition = FlowDefinition.model_validate(
+            {"name": "A", "triggers": [], "models": [{"docker_kwargs": {"image": "a", **docker_kwargs}}]}
+        )
+        spec = container_spec(definition, step=0, folders=FOLDERS, origin=ORIGIN, default_mem_limit=default)
+        return spec.options.get("mem_limit")
+
+    assert [limit({}, None), limit({}, "2g"), limit({"mem_limit": "8g"}, "2g")] == [None, "2g", "8g"]

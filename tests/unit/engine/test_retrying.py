@@ -5,7 +5,8 @@ from prefect import State, task
 from prefect.client.schemas.objects import StateType, TaskRun
 
 from flows_engine import errors
-from flows_engine.tasks.retrying import may_pass
+from flows_engine.definition.schema import Model
+from flows_engine.tasks.retrying import may_pass, retries, retry_delays_seconds
 from flows_engine.tasks.run_model import run_model
 from flows_engine.tasks.send_results import send_results
 
@@ -39,3 +40,19 @@ def test_what_nobody_foresaw_is_not_tried_again(data: object):
 def test_the_results_of_a_run_are_kept_for_its_retry(engine_task):
     assert engine_task.persist_result is True
     assert engine_task.retry_condition_fn is may_pass
+
+
+@pytest.mark.parametrize(
+    ("values", "times", "delays"),
+    [
+        ({}, 2, [10, 60]),
+        ({"retries": 0}, 0, [10, 60]),
+        ({"retries": 5, "retry_delay_seconds": [1, 2]}, 5, [1, 2]),
+        ({"retry_delay_seconds": 0}, 2, [0]),
+    ],
+)
+def test_a_flow_may_say_how_often_and_after_how_long(values: dict[str, object], times: int, delays: list[float]):
+    model = Model.model_validate({"docker_kwargs": {"image": "a"}, **values})
+
+    assert (retries(model), retry_delays_seconds(model)) == (times, delays)
+    run_model.with_options(retries=retries(model), retry_delay_seconds=retry_delays_seconds(model))

@@ -11,6 +11,7 @@ from flows_engine.container_spec import Origin
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.errors import (
     GpuUnavailableError,
+    ImagePullFailedError,
     ImageUnavailableError,
     ModelFailedError,
     ModelTimedOutError,
@@ -99,7 +100,8 @@ def test_an_exit_code_is_one_line_with_the_last_words_and_no_patient(
     ("image", "model", "error"),
     [
         ("hangs", {}, ModelTimedOutError),
-        ("missing", {}, ImageUnavailableError),
+        ("missing", {}, ImagePullFailedError),
+        ("missing", {"pull_before_exec": False}, ImageUnavailableError),
         ("writes", {"gpu": True}, GpuUnavailableError),
         ("writes", {"static_mounts": ["NoModel:/model"]}, StaticMountError),
     ],

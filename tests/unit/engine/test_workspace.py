@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from flows_engine.errors import WorkspaceError
+from flows_engine.errors import NoSpaceError, WorkspaceError
 from flows_engine.workspace import StepFolders, Workspace, open_for_reading
 
 
@@ -109,3 +110,28 @@ def test_one_source_of_several_that_is_gone_is_told(tmp_path: Path, source: Path
         Workspace(tmp_path / "run").prepare(
             1, sources={"src": source, "mask": tmp_path / "gone"}, writes=["dst"], copy_inputs=False
         )
+
+
+def test_a_model_reads_its_config_and_the_next_attempt_has_the_same(tmp_path: Path, source: Path) -> None:
+    workspace = Workspace(tmp_path / "run")
+    for _ in range(2):
+        folders = workspace.prepare(
+            0, sources={"src": source}, writes=["dst"], copy_inputs=False, config="threshold: 0.5\n"
+        )
+        assert folders.config is not None
+        assert [path.name for path in folders.config.iterdir()] == ["config.yaml"]
+        assert (folders.config / "config.yaml").read_text() == "threshold: 0.5\n"
+        assert stat.S_IMODE((folders.config / "config.yaml").stat().st_mode) & 0o444 == 0o444
+    assert prepare(workspace, 0, source).config is None
+
+
+@pytest.mark.parametrize(("number", "error"), [(errno.ENOSPC, NoSpaceError), (errno.EACCES, WorkspaceError)])
+def test_a_full_disk_is_told_from_what_does_not_pass(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(error):
+        prepare(Workspace(tmp_path / "run"), 0, source)
