@@ -221,6 +221,8 @@ class DockerRunner:
         try:
             started_at, clock = time.time(), time.monotonic()
             client.api.start(spec.name)
+            memory = _PeakMemory()
+            threading.Thread(target=memory.watch, args=(client, spec.name), daemon=True).start()
             deadline = clock + spec.timeout_seconds
             log = LogLines()
             while (chunk := _next(chunks, deadline, spec, is_halted)) is not None:
@@ -239,6 +241,8 @@ class DockerRunner:
             started_at=started_at,
             duration_seconds=duration_seconds,
             log_tail=log.tail,
+            engine_version=str(client.version().get("Version", "")),
+            peak_memory_bytes=memory.peak_bytes,
         )
 
     def _stop(self, name: str) -> None:
@@ -257,6 +261,24 @@ class DockerRunner:
                 # Somebody else is removing it.
                 with suppress(NotFound):
                     client.api.wait(name, timeout=_REMOVAL_SECONDS, condition="removed")
+
+
+class _PeakMemory:
+    """Listens to what the engine tells of a container, once a second."""
+
+    def __init__(self) -> None:
+        self.peak_bytes: int | None = None
+
+    def watch(self, client: docker.DockerClient, name: str) -> None:
+        # How a container ends is not asked here; and what its memory was is not worth an error.
+        with suppress(Exception):
+            for told in client.api.stats(name, stream=True, decode=True):
+                memory = told.get("memory_stats") or {}
+                # Control groups of version 1 keep the peak themselves.
+                if seen := max(memory.get("max_usage", 0), memory.get("usage", 0)):
+                    self.peak_bytes = max(self.peak_bytes or 0, seen)
+                elif self.peak_bytes is not None:
+                    return  # it is over
 
 
 def engine_url() -> str:

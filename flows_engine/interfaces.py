@@ -45,6 +45,9 @@ class ContainerResult:
     started_at: float
     duration_seconds: float
     log_tail: tuple[str, ...]
+    engine_version: str = ""
+    peak_memory_bytes: int | None = None
+    """The most memory that the engine saw it take, in looks a second apart; None where it saw none."""
 
 
 class ContainerRunner(Protocol):

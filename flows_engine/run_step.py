@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from flows_engine.errors import EngineError, ModelFailedError
 from flows_engine.gpu_lease import lease
 from flows_engine.interfaces import ContainerResult, ContainerRunner
 from flows_engine.output_files import output_files
+from flows_engine.run_record import Amount, StepRecord, write_record
 from flows_engine.static_mounts import StaticMounts
 from flows_engine.workspace import Workspace, open_for_reading
 
@@ -111,7 +113,22 @@ def run_step(
                 on_notice=logger.warning,
                 is_halted=is_halted,
             )
-        file_count, skipped = _left(folders.outputs.values())
+        left = _left(folders.outputs.values())
+        record = StepRecord(
+            model=step + 1,
+            image=model.docker_kwargs.image,
+            image_digest=result.image_digest,
+            gpus=spec.gpu_ids,
+            static_digests=host.static_mounts.digests(model.static_mounts),
+            engine_version=result.engine_version,
+            started_at=datetime.fromtimestamp(result.started_at, UTC),
+            duration_seconds=round(result.duration_seconds, 3),
+            exit_code=result.exit_code,
+            peak_memory_bytes=result.peak_memory_bytes,
+            input=_amount(list(sources.values())),
+            output=left.amount,
+        )
+        write_record(record, workspace.step_record(step))
     except EngineError as error:
         raise type(error)(f"{title}: {error}") from error
     if result.exit_code != 0:
@@ -120,13 +137,13 @@ def run_step(
         "%s ended after %.1f seconds and left %d files%s",
         title,
         result.duration_seconds,
-        file_count,
-        "".join(f"; {count} of kind {kind} are passed over" for kind, count in skipped.items()),
+        left.amount.files,
+        "".join(f"; {count} of kind {kind} are passed over" for kind, count in left.skipped.items()),
         extra={"action": "model_ended"},
     )
     return StepResult(
         output_dir=str(folders.outputs.get(RESULT) or next(iter(folders.outputs.values()))),
-        file_count=file_count,
+        file_count=left.amount.files,
         exit_code=result.exit_code,
         image_digest=result.image_digest,
         started_at=result.started_at,
@@ -134,15 +151,24 @@ def run_step(
     )
 
 
-def _left(outputs: Iterable[Path]) -> tuple[int, Counter[str]]:
-    """Let the next model read what was left; return how many files that are, and what else there is, by its kind."""
-    file_count, skipped = 0, Counter[str]()
+@dataclass(frozen=True, kw_only=True)
+class _Left:
+    amount: Amount
+    skipped: Counter[str]
+
+
+def _left(outputs: Collection[Path]) -> _Left:
+    """Let the next model read what was left; return how much that is, and what else there is, by its kind."""
+    skipped = Counter[str]()
     for output in outputs:
         open_for_reading(output)
-        found = output_files(output)
-        file_count += len(found.files)
-        skipped.update(found.skipped)
-    return file_count, skipped
+        skipped.update(output_files(output).skipped)
+    return _Left(amount=_amount(outputs), skipped=skipped)
+
+
+def _amount(folders: Collection[Path]) -> Amount:
+    files = [file for folder in folders for file in output_files(folder).files]
+    return Amount(files=len(files), bytes=sum(file.lstat().st_size for file in files))
 
 
 def _gpu_ids(model: Model, host: Host, held: ExitStack) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import tarfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from flows_engine.errors import StaticMountError
 from flows_engine.interfaces import BindMount
 from flows_engine.unpacking import unpack
 
-ARCHIVE_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+ARCHIVE_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,29 @@ class StaticMounts:
         return tuple(
             BindMount(source=self._folder(found), target=target, read_only=True) for target, found in sources.items()
         )
+
+    def digests(self, mounts: Sequence[StaticMount]) -> dict[str, str | None]:
+        """Return the SHA-256 of each archive among the sources of ``mounts``, in hexadecimal, by its file name.
+
+        It is taken when an archive is unpacked. A folder has none.
+        """
+        found: dict[str, str | None] = {}
+        for mount in mounts:
+            source = self._find(mount.source)
+            found[source.name] = None if source.is_dir() else self._digest(source)
+        return found
+
+    def _digest(self, archive: Path) -> str:
+        kept = self.cache / f"{_version([archive])}.sha256"
+        try:
+            return kept.read_text()
+        except FileNotFoundError:
+            with archive.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            unfinished = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+            unfinished.write_text(digest)
+            unfinished.replace(kept)
+            return digest
 
     def _find(self, source: str) -> Path:
         root = self.static_dir.resolve()
@@ -77,6 +101,7 @@ class StaticMounts:
             if source.is_dir():
                 shutil.copytree(source, unfinished, symlinks=True, dirs_exist_ok=True)
             else:
+                self._digest(source)
                 unpack(source, unfinished)
         unfinished.chmod(0o755)
         unfinished.rename(folder)

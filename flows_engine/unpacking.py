@@ -8,23 +8,47 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+
+import zstandard
 
 from flows_engine.errors import StaticMountError
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack ``archive`` (plain or compressed with gzip, bzip2 or xz) into the existing ``folder``.
+    """Unpack ``archive`` (plain or compressed with gzip, bzip2, xz or Zstandard) into the existing ``folder``.
 
     Files keep their execute bit and nothing else of their mode, owner and times. ``StaticMountError`` for a member that
     leads out of the folder by its name or as a link, and for devices and fifos; ``tarfile.TarError``, ``EOFError`` or
     ``OSError`` for an archive that cannot be read.
     """
-    with tarfile.open(archive) as members:
+    with _opened(archive, scratch=folder.parent) as members:
         for member in members:
             parts = _inside(member.name, archive)
             if parts:
                 _place(members, member, folder.joinpath(*parts), folder=folder, archive=archive)
+
+
+@contextmanager
+def _opened(archive: Path, *, scratch: Path) -> Iterator[tarfile.TarFile]:
+    if archive.suffix != ".zst":
+        with tarfile.open(archive) as members:
+            yield members
+        return
+    # Members may refer to earlier ones, and a compressed stream cannot go back to them. The file has no name, so that
+    # nothing is left of it, however this ends.
+    with tempfile.TemporaryFile(dir=scratch) as plain:
+        with archive.open("rb") as compressed:
+            try:
+                zstandard.ZstdDecompressor().copy_stream(compressed, plain)
+            except zstandard.ZstdError as error:
+                raise tarfile.ReadError(str(error)) from error
+        plain.seek(0)
+        with tarfile.open(fileobj=plain) as members:
+            yield members
 
 
 def _inside(name: str, archive: Path) -> tuple[str, ...]:

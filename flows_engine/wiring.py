@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +27,7 @@ from flows_engine.handoff.study_store import StudyNotFoundError, StudyStore
 from flows_engine.interfaces import ContainerRunner
 from flows_engine.redaction import redactor_for
 from flows_engine.registry_silence import RegistrySilence
+from flows_engine.run_record import DeliveryRecord, RunRecord, StepRecord, read_records, write_record
 from flows_engine.run_step import Host, StepResult, run_step
 from flows_engine.static_mounts import StaticMounts
 from flows_engine.workspace import Workspace
@@ -96,7 +99,8 @@ class Engine:
         Doing it again sends only what has not arrived. Raises ``NothingToSendError``, ``DestinationUnavailableError``
         (a retry may help) and ``DeliveryRefusedError``.
         """
-        return deliver(
+        workspace = self._workspace(run_id)
+        result = deliver(
             Path(output_dir),
             destination=DicomNode(
                 host=node.host,
@@ -105,9 +109,12 @@ class Engine:
                 calling_ae_title=self.calling_ae_title,
                 on_notice=logger.warning,
             ),
-            journal_path=self._workspace(run_id).journal(number),
+            journal_path=workspace.journal(number),
             logger=logger,
         )
+        record = DeliveryRecord(destination=result.destination, instances=result.file_count)
+        write_record(record, workspace.delivery_record(number))
+        return result
 
     def sender(self, *, study_id: str) -> Sender:
         """Return who sent a study, as its record says. Raises ``WorkspaceError`` where it has none that can be read."""
@@ -128,6 +135,26 @@ class Engine:
             except RunClaimedError as error:
                 raise WorkspaceError(str(error)) from error
             yield
+
+    def record(self, definition: FlowDefinition, *, run_id: str, study_id: str, attempt: int, state: str) -> RunRecord:
+        """Write down in its folder what a run did, and return it. Raises ``WorkspaceError`` and ``NoSpaceError``."""
+        workspace = self._workspace(run_id)
+        destinations = len(definition.destinations) + len(definition.return_to_sender_on_port)
+        record = RunRecord(
+            run_id=run_id,
+            study_id=study_id,
+            flow=definition.name,
+            version=definition.version,
+            definition_digest=definition.digest,
+            attempt=attempt,
+            worker_host=socket.gethostname(),
+            ended_at=datetime.now(UTC),
+            state=state,
+            steps=read_records(StepRecord, map(workspace.step_record, range(len(definition.models)))),
+            deliveries=read_records(DeliveryRecord, map(workspace.delivery_record, range(destinations))),
+        )
+        write_record(record, workspace.run_record)
+        return record
 
     def remove_containers(self, *, run_id: str) -> int:
         """Kill and remove what is left of a run's containers; return how many there were."""

@@ -5,6 +5,8 @@ runs/<flow_run_id>/                0700: the host's other users stay out; contai
   model-<n>/outputs/<name>/        the same, of a model that writes several
   model-<n>/config/config.yaml     what the flow tells the model
   model-<n>/input/ or inputs/…     copies, only where the model may write to its input
+  model-<n>/record.json            how it was run
+  run.json                         what the run did
   deliveries/<destination>.jsonl   what has arrived
 """
 
@@ -49,6 +51,19 @@ class Workspace:
     def journal(self, destination: int) -> Path:
         """Return where the deliveries to destination number ``destination`` (counted from 0) are written down."""
         return self.root / "deliveries" / f"{destination + 1}.jsonl"
+
+    def step_record(self, step: int) -> Path:
+        """Return where it is written down how model number ``step`` was run."""
+        return self._step(step) / "record.json"
+
+    @property
+    def run_record(self) -> Path:
+        """Where it is written down what the run did."""
+        return self.root / "run.json"
+
+    def delivery_record(self, destination: int) -> Path:
+        """Return where it is written down what destination number ``destination`` (counted from 0) has."""
+        return self.root / "deliveries" / f"{destination + 1}.json"
 
     def prepare(
         self,

@@ -18,6 +18,7 @@ from flows_engine.definition.naming import FLOW_NAME, Reason
 from flows_engine.definition.schema import FlowDefinition, Node
 from flows_engine.deliver import DeliveryResult
 from flows_engine.errors import EngineError
+from flows_engine.flows.run_account import give_account
 from flows_engine.flows.run_identity import be_found
 from flows_engine.flows.run_log import spare_foreseen_tracebacks
 from flows_engine.flows.run_state import announce
@@ -80,8 +81,11 @@ def process_study(
             sent = _send(definition, last, sender=sender, study_id=study_id, run_id=run_id)
     except EngineError as error:
         get_run_logger().error("%s", error)
-        return Failed(message=str(error))
-    return Completed(message=f"{_counted(len(definition.models), 'model')} run, {sent}")
+        state: State[Any] = Failed(message=str(error))
+    else:
+        state = Completed(message=f"{_counted(len(definition.models), 'model')} run, {sent}")
+    give_account(definition, run_id=run_id, study_id=study_id, state=str(state.name))
+    return state
 
 
 def _run_models(definition: FlowDefinition, *, run_id: str, study_id: str) -> StepResult:

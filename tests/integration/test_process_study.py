@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import refresh_global_settings_context
 
 import flows_engine.flows.process_study as recipe
+import flows_engine.flows.run_account as account_module
 import flows_engine.tasks.run_model as run_model_module
 import flows_engine.tasks.send_results as send_results_module
 from flows_engine.definition.schema import FlowDefinition, Node
 from flows_engine.deliver import DeliveryResult
-from flows_engine.errors import DestinationUnavailableError, ModelFailedError, RunHaltedError
+from flows_engine.errors import DestinationUnavailableError, ModelFailedError, NoSpaceError, RunHaltedError
 from flows_engine.handoff.run_request import Sender
+from flows_engine.run_record import RunRecord, as_markdown
 from flows_engine.run_step import StepResult
 
 pytestmark = pytest.mark.prefect
@@ -43,6 +46,7 @@ class FakeEngine:
         self.held = False
         self.together = threading.Barrier(1)
         self.halted: list[int] = []
+        self.records: list[RunRecord] = []
 
     @contextmanager
     def claim(self, *, run_id: str) -> Iterator[None]:
@@ -71,6 +75,20 @@ class FakeEngine:
         self._call(f"{output_dir} to {node.ae_title} at {node.host}:{node.port}")
         return DeliveryResult(destination=node.ae_title, file_count=3, sent_count=3, not_dicom_count=0)
 
+    def record(self, definition: FlowDefinition, **told: Any) -> RunRecord:
+        self.records.append(
+            RunRecord(
+                flow=definition.name,
+                version="",
+                definition_digest=definition.digest,
+                worker_host="here",
+                ended_at=datetime.now(UTC),
+                steps=(),
+                **told,
+            )
+        )
+        return self.records[-1]
+
     def sender(self, *, study_id: str) -> Sender:
         return Sender(ae_title="AS_RECORDED", host="10.0.0.8", port=104)
 
@@ -84,7 +102,7 @@ class FakeEngine:
 @pytest.fixture
 def engine(empty_prefect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
     engine = FakeEngine()
-    for module in (recipe, run_model_module, send_results_module):
+    for module in (recipe, account_module, run_model_module, send_results_module):
         monkeypatch.setattr(module, "site_engine", lambda: engine)
     with monkeypatch.context() as environment:
         environment.setenv("SEND_RETRY_DELAYS_SECONDS", "0")
@@ -240,3 +258,31 @@ def test_a_signal_stops_the_branches_that_are_under_way(engine: FakeEngine):
 
     assert sorted(engine.halted) == [0, 1]
     assert "model 2" not in engine.calls
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["well", "failed"])
+def test_a_run_gives_account_of_itself_whichever_way_it_ends(engine: FakeEngine, fails: bool):
+    if fails:
+        engine.failures["model 1"] = [ModelFailedError("model 1 (busybox) exited with code 3: no")]
+
+    state = process()
+
+    (record,) = engine.records
+    assert (record.state, record.attempt) == (state.name, 1)
+    run, _ = only_run()
+    assert record.run_id == str(run.id)
+    with get_client(sync_client=True) as client:
+        kept = [artifact for artifact in client.read_artifacts() if artifact.flow_run_id == run.id]
+    assert [artifact.data for artifact in kept if artifact.type == "markdown"] == [as_markdown(record)]
+
+
+def test_a_run_does_not_fail_because_its_account_cannot_be_kept(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def refuse(*_: object, **__: object) -> RunRecord:
+        raise NoSpaceError("run.json cannot be written: No space left on device")
+
+    monkeypatch.setattr(FakeEngine, "record", refuse)
+
+    assert process().name == "Completed"
+    assert "what the run did is not kept: run.json cannot be written" in caplog.text

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import gzip
+import hashlib
 import tarfile
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from flows_engine.definition.schema import StaticMount
 from flows_engine.errors import StaticMountError
@@ -44,6 +47,31 @@ def test_an_archive_is_unpacked_once(mounts: StaticMounts, name: str) -> None:
     assert (mount.source / "weights").read_text() == "packed"
     made = mount.source.stat().st_ino
     assert mounts.resolve([_mount(name)])[0].source.stat().st_ino == made
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_zstandard_is_unpacked_and_a_damaged_one_is_named(mounts: StaticMounts, checked: bool) -> None:
+    packed = mounts.static_dir / "Packed.tar.gz"
+    plain = gzip.decompress(packed.read_bytes())
+    packed.unlink()
+    whole = zstandard.ZstdCompressor(write_checksum=checked).compress(plain)
+    (mounts.static_dir / "Packed.tar.zst").write_bytes(whole)
+    (mount,) = mounts.resolve([_mount("Packed")])
+    assert (mount.source / "weights").read_text() == "packed"
+    (mounts.static_dir / "Half.tar.zst").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StaticMountError, match="Half"):
+        mounts.resolve([_mount("Half")])
+
+
+def test_an_archive_is_known_by_its_digest_and_a_folder_by_none(mounts: StaticMounts) -> None:
+    asked = [_mount("Packed"), _mount("FolderModel", "/other")]
+    mounts.resolve(asked)
+    content = (mounts.static_dir / "Packed.tar.gz").read_bytes()
+    told = {"Packed.tar.gz": hashlib.sha256(content).hexdigest(), "FolderModel": None}
+    assert mounts.digests(asked) == told
+    for kept in mounts.cache.glob("*.sha256"):
+        kept.unlink()  # as an earlier version left it
+    assert mounts.digests(asked) == told
 
 
 def test_a_new_version_of_an_archive_is_unpacked_beside_the_old(mounts: StaticMounts) -> None:
