@@ -14,6 +14,10 @@ RUN_LABEL: Final = "dicomflow.run"
 STUDY_LABEL: Final = "dicomflow.study"
 STEP_LABEL: Final = "dicomflow.step"
 INSTANCE_LABEL: Final = "dicomflow.instance"
+GPUS_LABEL: Final = "dicomflow.gpus"
+"""The ids of the GPUs that a container uses, with commas between them."""
+LEASE_LABEL: Final = "dicomflow.lease"
+"""The name of the lease under which it uses them."""
 
 _PIDS_LIMIT: Final = 4096
 _LOG_CONFIG: Final[Mapping[str, object]] = {"type": "json-file", "config": {"max-size": "10m", "max-file": "2"}}
@@ -36,13 +40,14 @@ def container_spec(
     folders: StepFolders,
     origin: Origin,
     gpu_ids: Sequence[str] = (),
+    gpu_lease: str = "",
     static_mounts: Sequence[BindMount] = (),
 ) -> ContainerSpec:
     """Return what runs model number ``step`` (counted from 0) of ``definition``.
 
     The container sees its input read-only unless the model has ``input_writable`` (``folders.input`` is a copy then),
     has no network unless the flow says ``network_disabled: false``, cannot gain privileges, and cannot fill the disk
-    with its log.
+    with its log. ``gpu_lease`` names the lease by which the step holds ``gpu_ids``.
     """
     model = definition.models[step]
     given = model.docker_kwargs
@@ -69,6 +74,7 @@ def container_spec(
             STUDY_LABEL: origin.study_id,
             STEP_LABEL: str(step + 1),
             INSTANCE_LABEL: origin.instance_id,
+            **({GPUS_LABEL: ",".join(gpu_ids), LEASE_LABEL: gpu_lease} if gpu_ids else {}),
         },
         timeout_seconds=model.timeout,
         pull=model.pull_before_exec,

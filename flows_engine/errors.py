@@ -3,11 +3,12 @@
     EngineError
       ├─ RetryableError                 the same again may well work
       │    ├─ EngineUnavailableError      no Docker engine answers, or it went away
-      │    ├─ GpuUnavailableError         no GPU of this host became free in time
+      │    ├─ GpuUnavailableError         the GPUs that the model needs did not become free in time
       │    └─ DestinationUnavailableError the receiver cannot be reached, or went away
       └─ FinalError                     the same again fails the same way; a person has to change something
            ├─ ImageUnavailableError       neither in the engine nor to be pulled
            ├─ ContainerRefusedError       the engine will not create or start it as it is defined
+           ├─ GpuMissingError             this host has fewer GPUs than the model needs, or smaller ones
            ├─ ModelFailedError            it ended with an exit code that is not 0
            ├─ ModelTimedOutError          it ran longer than its timeout
            ├─ NothingToSendError          the flow has destinations, its last model left no instance
@@ -35,7 +36,7 @@ class EngineUnavailableError(RetryableError):
 
 
 class GpuUnavailableError(RetryableError):
-    """No GPU of this host became free in time."""
+    """The GPUs that the model needs did not become free in time."""
 
 
 class DestinationUnavailableError(RetryableError):
@@ -52,6 +53,10 @@ class ImageUnavailableError(FinalError):
 
 class ContainerRefusedError(FinalError):
     """The engine will not create or start the container as it is defined."""
+
+
+class GpuMissingError(FinalError):
+    """This host has fewer GPUs than the model needs, or smaller ones."""
 
 
 class ModelFailedError(FinalError):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,12 +11,13 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from flows_engine.container_spec import RUN_LABEL, Origin, container_spec
-from flows_engine.definition.schema import FlowDefinition, Model
+from flows_engine.definition.schema import FlowDefinition
 from flows_engine.errors import EngineError, ModelFailedError
-from flows_engine.gpu_lease import lease
+from flows_engine.gpu_memory import total_mib
 from flows_engine.interfaces import ContainerResult, ContainerRunner
 from flows_engine.output_files import output_files
 from flows_engine.static_mounts import StaticMounts
+from flows_engine.step_gpus import step_gpus
 from flows_engine.workspace import Workspace
 
 _MAX_REASON: Final = 300
@@ -39,12 +39,13 @@ class StepResult(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """What this host lends to a step."""
+    """What this host lends to a step. ``gpu_total_mib`` tells the memory of those GPUs for which it is known."""
 
     gpus: Sequence[str]
     gpu_folder: Path
     gpu_wait_seconds: float
     static_mounts: StaticMounts
+    gpu_total_mib: Callable[[Sequence[str]], Mapping[str, int]] = total_mib
 
 
 def run_step(
@@ -62,8 +63,9 @@ def run_step(
     """Run model number ``step`` (counted from 0) on the files in ``source``.
 
     The container's log goes to ``logger``, line by line as it comes, without the patient. Raises what
-    ``ContainerRunner`` raises, ``GpuUnavailableError``, ``StaticMountError``, ``WorkspaceError``, and
-    ``ModelFailedError`` for an exit code that is not 0; each message begins with the number and the image of the model.
+    ``ContainerRunner`` raises, ``GpuMissingError``, ``GpuUnavailableError``, ``StaticMountError``, ``WorkspaceError``,
+    and ``ModelFailedError`` for an exit code that is not 0; each message begins with the number and the image of the
+    model.
     """
     model = definition.models[step]
     title = f"model {step + 1} ({model.docker_kwargs.image})"
@@ -71,13 +73,23 @@ def run_step(
         # A process that was killed leaves its container running, which would write into the folders of this attempt.
         runner.remove_all(label=RUN_LABEL, value=origin.run_id)
         folders = workspace.prepare(step, source=source, copy_input=model.input_writable)
-        with ExitStack() as held:
+        with step_gpus(
+            model,
+            gpus=host.gpus,
+            total_mib=host.gpu_total_mib,
+            folder=host.gpu_folder,
+            wait_seconds=host.gpu_wait_seconds,
+            runner=runner,
+            instance_id=origin.instance_id,
+            logger=logger,
+        ) as held:
             spec = container_spec(
                 definition,
                 step=step,
                 folders=folders,
                 origin=origin,
-                gpu_ids=_gpu_ids(model, host, held),
+                gpu_ids=held.gpus,
+                gpu_lease=held.name,
                 static_mounts=host.static_mounts.resolve(model.static_mounts),
             )
             logger.info("%s starts", title, extra={"action": "model_started"})
@@ -104,12 +116,6 @@ def run_step(
         started_at=result.started_at,
         duration_seconds=round(result.duration_seconds, 3),
     )
-
-
-def _gpu_ids(model: Model, host: Host, held: ExitStack) -> tuple[str, ...]:
-    if not model.gpu:
-        return ()
-    return (held.enter_context(lease(host.gpus, folder=host.gpu_folder, wait_seconds=host.gpu_wait_seconds)),)
 
 
 def _last_words(result: ContainerResult, redact: Callable[[str], str]) -> str:
