@@ -16,7 +16,7 @@ from deployments.service_log import log_to_stderr
 from deployments.services import GATEWAY_SLOTS
 from dicom_gateway.errors import GatewayError
 from flows_engine.definition.errors import DefinitionError
-from flows_engine.definition.naming import GATEWAY_POOL
+from flows_engine.definition.naming import GATEWAY_POOL, gpu_pools
 from flows_engine.errors import EngineError
 from flows_engine.handoff.site_settings import LoadedSettings, SettingsError, SiteSettings, load_site_settings
 from flows_engine.handoff.study_store import StudyNotFoundError
@@ -76,7 +76,7 @@ def worker(
     ] = "",
     slots: Annotated[
         int,
-        typer.Option(min=0, help="Runs at once; by default CPU_SLOTS, one a GPU of GPUS, or 8 in the pool gateway"),
+        typer.Option(min=0, help="Runs at once; by default CPU_SLOTS, GPU_SLOTS, or 8 in the pool gateway"),
     ] = 0,
 ) -> None:
     """Execute flow runs on this host. What an earlier worker of this host left behind goes on first."""
@@ -282,7 +282,8 @@ def queue(
     _use_prefect()
     from deployments.queue_report import print_queues  # noqa: PLC0415
 
-    own_slots = {_worker_name(pool): _own_slots(settings, pool) for pool in ("cpu", "gpu", GATEWAY_POOL)}
+    pools = ("cpu", *gpu_pools(settings.gpu_kind), GATEWAY_POOL)
+    own_slots = {_worker_name(pool): _own_slots(settings, pool) for pool in pools}
     print_queues(Console(), own_slots=own_slots, as_json=as_json)
 
 
@@ -321,7 +322,7 @@ def _worker_name(pool: str) -> str:
 
 
 def _own_slots(settings: SiteSettings, pool: str) -> int:
-    return {"cpu": settings.cpu_slots, GATEWAY_POOL: GATEWAY_SLOTS}.get(pool, max(1, len(settings.gpus)))
+    return {"cpu": settings.cpu_slots, GATEWAY_POOL: GATEWAY_SLOTS}.get(pool, settings.gpu_runs_at_once)
 
 
 def _use_prefect() -> None:

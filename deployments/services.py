@@ -48,6 +48,8 @@ class HostFacts:
     host_name: str
     cpu_slots: int
     gpus: tuple[str, ...]
+    gpu_slots: int
+    gpu_kind: str | None
     environ: Mapping[str, str]
     settings_environment: Mapping[str, str]
 
@@ -70,7 +72,9 @@ def host_plan(facts: HostFacts) -> HostPlan:
         _worker(facts, api_url, pool=naming.GATEWAY_POOL, slots=GATEWAY_SLOTS),
     ]
     if facts.gpus:
-        services.append(_worker(facts, api_url, pool="gpu", slots=len(facts.gpus)))
+        # Two workers lend the same GPUs: the leases of the steps keep their runs apart.
+        pools = naming.gpu_pools(facts.gpu_kind)
+        services += [_worker(facts, api_url, pool=pool, slots=facts.gpu_slots) for pool in pools]
     if own_server:
         services.append(_prefect_server(port, database=socket_path(postgres_data) if own_database else None))
     if own_database:

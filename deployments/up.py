@@ -148,7 +148,7 @@ def run_until_stopped(loaded: LoadedSettings, *, environ: Mapping[str, str]) -> 
             for pool, flows in host.flows_without_worker().items():
                 typer.echo(
                     f"warning      no worker of this host serves pool {pool}: {', '.join(flows)} will wait; "
-                    f"set GPUS, or run `dicomflow worker --pool {pool}` on a host that has such a GPU"
+                    f"set {_gpu_settings(pool)}, or run `dicomflow worker --pool {pool}` on a host that has such a GPU"
                 )
             typer.echo(f"data, logs   {settings.data_dir}, {host.log_folder}")
             typer.echo("Ctrl-C stops everything.")
@@ -156,6 +156,10 @@ def run_until_stopped(loaded: LoadedSettings, *, environ: Mapping[str, str]) -> 
             raise StartupError(f"the supervisor ended with status {status}; see {host.log_folder / 'supervisord.log'}")
     except KeyboardInterrupt:
         typer.echo("stopped.")
+
+
+def _gpu_settings(pool: str) -> str:
+    return "GPUS" if pool == "gpu" else f"GPUS and GPU_KIND={pool.removeprefix('gpu-')}"
 
 
 def _plan(loaded: LoadedSettings, environ: Mapping[str, str]) -> HostPlan:
@@ -166,6 +170,8 @@ def _plan(loaded: LoadedSettings, environ: Mapping[str, str]) -> HostPlan:
             host_name=socket.gethostname(),
             cpu_slots=settings.cpu_slots,
             gpus=settings.gpus,
+            gpu_slots=settings.gpu_runs_at_once,
+            gpu_kind=settings.gpu_kind,
             environ={**loaded.prefect_settings, **environ},
             settings_environment=settings.as_environment(),
         )

@@ -15,6 +15,10 @@ STUDY_LABEL: Final = "dicomflow.study"
 STEP_LABEL: Final = "dicomflow.step"
 TASK_LABEL: Final = "dicomflow.task"
 INSTANCE_LABEL: Final = "dicomflow.instance"
+GPUS_LABEL: Final = "dicomflow.gpus"
+"""The ids of the GPUs that a container uses, with commas between them."""
+LEASE_LABEL: Final = "dicomflow.lease"
+"""The name of the lease under which it uses them."""
 
 _PIDS_LIMIT: Final = 4096
 _LOG_CONFIG: Final[Mapping[str, object]] = {"type": "json-file", "config": {"max-size": "10m", "max-file": "2"}}
@@ -42,6 +46,7 @@ def container_spec(
     folders: StepFolders,
     origin: Origin,
     gpu_ids: Sequence[str] = (),
+    gpu_lease: str = "",
     static_mounts: Sequence[BindMount] = (),
     default_mem_limit: str | None = None,
 ) -> ContainerSpec:
@@ -49,7 +54,8 @@ def container_spec(
 
     The container sees its inputs read-only unless the model has ``input_writable`` (they are copies then),
     has no network unless the flow says ``network_disabled: false``, cannot gain privileges, and cannot fill the disk
-    with its log. ``default_mem_limit`` is the memory that it may take where the flow says nothing of it.
+    with its log. ``gpu_lease`` names the lease by which the step holds ``gpu_ids``; ``default_mem_limit`` is the memory
+    that it may take where the flow says nothing of it.
     """
     model, places = definition.models[step], definition.graph.steps[step]
     given = model.docker_kwargs
@@ -84,6 +90,7 @@ def container_spec(
             STEP_LABEL: str(step + 1),
             TASK_LABEL: task_label(origin.run_id, step),
             INSTANCE_LABEL: origin.instance_id,
+            **({GPUS_LABEL: ",".join(gpu_ids), LEASE_LABEL: gpu_lease} if gpu_ids else {}),
         },
         timeout_seconds=model.timeout,
         pull=model.pull_before_exec,

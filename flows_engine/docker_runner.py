@@ -7,7 +7,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -27,6 +27,7 @@ from flows_engine.errors import (
     NoSpaceError,
     RunHaltedError,
 )
+from flows_engine.gpu_request import gpu_request, why_refused
 from flows_engine.host_paths import HostPaths
 from flows_engine.interfaces import BindMount, ContainerResult, ContainerSpec
 from flows_engine.log_lines import LogLines
@@ -80,7 +81,7 @@ class DockerRunner:
             image_digest = self._image(client, spec, on_notice, is_halted)
             self._remove(spec.name)
             try:
-                with _refusals(spec.image):
+                with _refusals(spec):
                     self._create(client, spec)
                     return self._follow(client, spec, image_digest=image_digest, on_line=on_line, is_halted=is_halted)
             except ModelTimedOutError:
@@ -91,6 +92,12 @@ class DockerRunner:
                 raise
             finally:
                 self._remove(spec.name)
+
+    def find_all(self, *, label: str, value: str) -> tuple[Mapping[str, str], ...]:
+        """Return all labels of each container that carries ``label=value``, whether it runs or not."""
+        with self._engine() as client:
+            found = client.api.containers(all=True, filters={"label": f"{label}={value}"})
+        return tuple(container["Labels"] for container in found)
 
     def remove_all(self, *, label: str, value: str) -> int:
         """Kill and remove every container that carries ``label=value``; return how many there were."""
@@ -194,7 +201,7 @@ class DockerRunner:
         if not spec.network:
             options["network_mode"] = "none"
         if spec.gpu_ids:
-            options["device_requests"] = [DeviceRequest(device_ids=list(spec.gpu_ids), capabilities=[["gpu"]])]
+            options["device_requests"] = [_device_request(spec.gpu_ids, client.info())]
         client.containers.create(
             spec.image,
             name=spec.name,
@@ -286,6 +293,15 @@ def engine_url() -> str:
     return os.environ.get("DOCKER_HOST") or DEFAULT_ENGINE_URL
 
 
+def _device_request(gpu_ids: tuple[str, ...], engine_info: Mapping[str, Any]) -> DeviceRequest:
+    request = gpu_request(gpu_ids, engine_info=engine_info)
+    return DeviceRequest(
+        driver=request.driver,
+        device_ids=list(request.device_ids),
+        capabilities=[list(each) for each in request.capabilities],
+    )
+
+
 def _mount(mount: BindMount, paths: HostPaths) -> Mount:
     return Mount(target=mount.target, source=str(paths.of(mount.source)), type="bind", read_only=mount.read_only)
 
@@ -351,15 +367,17 @@ def _timed_out(spec: ContainerSpec) -> ModelTimedOutError:
 
 
 @contextmanager
-def _refusals(image: str) -> Iterator[None]:
+def _refusals(spec: ContainerSpec) -> Iterator[None]:
     try:
         yield
     except ImageNotFound as error:
-        raise ImageUnavailableError(f"image {image} was removed from the engine a moment ago") from error
+        raise ImageUnavailableError(f"image {spec.image} was removed from the engine a moment ago") from error
     except APIError as error:
-        if _NO_SPACE in _explanation(error).lower():
-            raise NoSpaceError(f"the Docker engine has no room left: {_explanation(error)}") from error
-        raise ContainerRefusedError(f"the Docker engine refuses it: {_explanation(error)}") from error
+        explanation = _explanation(error)
+        if _NO_SPACE in explanation.lower():
+            raise NoSpaceError(f"the Docker engine has no room left: {explanation}") from error
+        known = why_refused(explanation) if spec.gpu_ids else None
+        raise ContainerRefusedError(known or f"the Docker engine refuses it: {explanation}") from error
 
 
 def _explanation(error: APIError) -> str:

@@ -5,11 +5,12 @@
       │    ├─ EngineUnavailableError      no Docker engine answers, or it went away
       │    ├─ ImagePullFailedError        the image is not in the engine, and its registry does not answer
       │    ├─ NoSpaceError                no room is left, for the engine or for us
-      │    ├─ GpuUnavailableError         no GPU of this host became free in time
+      │    ├─ GpuUnavailableError         the GPUs that the model needs did not become free in time
       │    └─ DestinationUnavailableError the receiver cannot be reached, or went away
       └─ FinalError                     the same again fails the same way; a person has to change something
            ├─ ImageUnavailableError       not in the engine, and its registry says that it has none for us
            ├─ ContainerRefusedError       the engine will not create or start it as it is defined
+           ├─ GpuMissingError             this host has fewer GPUs than the model needs, or smaller ones
            ├─ ModelFailedError            it ended with an exit code that is not 0
            ├─ ModelTimedOutError          it ran longer than its timeout
            ├─ NothingToSendError          the flow has destinations, its last model left no instance
@@ -46,7 +47,7 @@ class NoSpaceError(RetryableError):
 
 
 class GpuUnavailableError(RetryableError):
-    """No GPU of this host became free in time."""
+    """The GPUs that the model needs did not become free in time."""
 
 
 class DestinationUnavailableError(RetryableError):
@@ -63,6 +64,10 @@ class ImageUnavailableError(FinalError):
 
 class ContainerRefusedError(FinalError):
     """The engine will not create or start the container as it is defined."""
+
+
+class GpuMissingError(FinalError):
+    """This host has fewer GPUs than the model needs, or smaller ones."""
 
 
 class ModelFailedError(FinalError):

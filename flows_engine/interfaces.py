@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -76,6 +76,10 @@ class ContainerRunner(Protocol):
         is_halted: Callable[[], bool] = lambda: False,
     ) -> ContainerResult:
         """Run a container and return how it ended."""
+        ...
+
+    def find_all(self, *, label: str, value: str) -> tuple[Mapping[str, str], ...]:
+        """Return all labels of each container that carries ``label=value``, whether it runs or not."""
         ...
 
     def remove_all(self, *, label: str, value: str) -> int:

@@ -15,14 +15,15 @@ from pydantic import BaseModel, ConfigDict
 
 from flows_engine.branch_slots import branch_slot
 from flows_engine.container_spec import TASK_LABEL, Origin, container_spec, task_label
-from flows_engine.definition.schema import FlowDefinition, Model
+from flows_engine.definition.schema import FlowDefinition
 from flows_engine.definition.step_graph import RESULT
 from flows_engine.errors import EngineError, ModelFailedError
-from flows_engine.gpu_lease import lease
+from flows_engine.gpu_memory import total_mib
 from flows_engine.interfaces import ContainerResult, ContainerRunner
 from flows_engine.output_files import output_files
 from flows_engine.run_record import Amount, StepRecord, write_record
 from flows_engine.static_mounts import StaticMounts
+from flows_engine.step_gpus import step_gpus
 from flows_engine.workspace import Workspace, open_for_reading
 
 _MAX_REASON: Final = 300
@@ -45,15 +46,17 @@ class StepResult(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """What this host lends to a step."""
+    """What this host lends to a step. ``gpu_total_mib`` tells the memory of those GPUs for which it is known."""
 
     gpus: Sequence[str]
     gpu_folder: Path
     gpu_wait_seconds: float
     branch_slots: int
     """How many models this host executes beside one of each run, for runs that have branches."""
+    branch_folder: Path
     static_mounts: StaticMounts
     default_mem_limit: str | None = None
+    gpu_total_mib: Callable[[Sequence[str]], Mapping[str, int]] = total_mib
 
 
 def run_step(
@@ -72,8 +75,9 @@ def run_step(
     """Run model number ``step`` (counted from 0) on the files in ``sources``, by the names under which it reads them.
 
     The container's log goes to ``logger``, line by line as it comes, without the patient. Raises what
-    ``ContainerRunner`` raises, ``GpuUnavailableError``, ``StaticMountError``, ``WorkspaceError``, and
-    ``ModelFailedError`` for an exit code that is not 0; each message begins with the number and the image of the model.
+    ``ContainerRunner`` raises, ``GpuMissingError``, ``GpuUnavailableError``, ``StaticMountError``, ``WorkspaceError``,
+    and ``ModelFailedError`` for an exit code that is not 0; each message begins with the number and the image of the
+    model.
     """
     model = definition.models[step]
     title = f"model {step + 1} ({model.docker_kwargs.image})"
@@ -87,22 +91,36 @@ def run_step(
             copy_inputs=model.input_writable,
             config=model.config,
         )
-        with ExitStack() as held:
+        with ExitStack() as stack:
             if definition.graph.has_branches and not model.gpu:  # what needs a GPU waits for that
-                held.enter_context(
+                stack.enter_context(
                     branch_slot(
                         workspace.root / "branch.lock",
-                        shared=host.gpu_folder,
+                        shared=host.branch_folder,
                         shared_count=host.branch_slots,
                         is_halted=is_halted,
                     )
                 )
+            held = stack.enter_context(
+                step_gpus(
+                    model,
+                    gpus=host.gpus,
+                    total_mib=host.gpu_total_mib,
+                    folder=host.gpu_folder,
+                    wait_seconds=host.gpu_wait_seconds,
+                    runner=runner,
+                    instance_id=origin.instance_id,
+                    logger=logger,
+                    is_halted=is_halted,
+                )
+            )
             spec = container_spec(
                 definition,
                 step=step,
                 folders=folders,
                 origin=origin,
-                gpu_ids=_gpu_ids(model, host, held),
+                gpu_ids=held.gpus,
+                gpu_lease=held.name,
                 static_mounts=host.static_mounts.resolve(model.static_mounts),
                 default_mem_limit=host.default_mem_limit,
             )
@@ -169,12 +187,6 @@ def _left(outputs: Collection[Path]) -> _Left:
 def _amount(folders: Collection[Path]) -> Amount:
     files = [file for folder in folders for file in output_files(folder).files]
     return Amount(files=len(files), bytes=sum(file.lstat().st_size for file in files))
-
-
-def _gpu_ids(model: Model, host: Host, held: ExitStack) -> tuple[str, ...]:
-    if not model.gpu:
-        return ()
-    return (held.enter_context(lease(host.gpus, folder=host.gpu_folder, wait_seconds=host.gpu_wait_seconds)),)
 
 
 def _last_words(result: ContainerResult, redact: Callable[[str], str]) -> str:

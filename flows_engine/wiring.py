@@ -34,8 +34,9 @@ from flows_engine.workspace import Workspace
 
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
-# The pools admit no more runs than there are GPUs; a wait means that another one is about to end.
-_GPU_WAIT_SECONDS: Final = 600.0
+# Who waits is served in turn, when other models end. A day is longer than that takes; a run that failed because others
+# took long would have to be retried by a person.
+_GPU_WAIT_SECONDS: Final = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,9 +180,10 @@ def build_engine(settings: SiteSettings) -> Engine:
         runs=data_dir / "runs",
         host=Host(
             gpus=tuple(settings.gpus),
-            gpu_folder=data_dir / "locks",
+            gpu_folder=data_dir / "locks" / "gpus",
             gpu_wait_seconds=_GPU_WAIT_SECONDS,
             branch_slots=settings.cpu_slots,
+            branch_folder=data_dir / "locks",
             default_mem_limit=settings.default_mem_limit,
             static_mounts=StaticMounts(static_dir=settings.static_dir, cache=data_dir / "static-cache"),
         ),

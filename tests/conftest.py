@@ -13,6 +13,7 @@ import pytest
 
 from tests import services
 from tests.acceptance.browser import installed_browser
+from tests.gpu_engine import missing_dockerd
 
 _DCMTK_TOOLS = ("dcmdump", "dcmodify", "echoscu", "storescp", "storescu")
 
@@ -41,6 +42,7 @@ def _missing_browser() -> str | None:
 _REQUIREMENTS: dict[str, Callable[[], str | None]] = {
     "browser": _missing_browser,
     "docker": _missing_docker,
+    "dockerd": missing_dockerd,
     "dcmtk": _missing_dcmtk,
 }
 

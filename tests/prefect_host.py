@@ -37,6 +37,8 @@ class PrefectHost:
                 host_name="host",
                 cpu_slots=1,
                 gpus=(),
+                gpu_slots=1,
+                gpu_kind=None,
                 environ={**kept, **database, "PREFECT_SERVER_API_PORT": str(unused_port())},
                 settings_environment={},
             )

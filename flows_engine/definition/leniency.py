@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator
 
 MOST_ITEMS: Final = 100
+# int() refuses thousands of digits.
+_COUNT: Final = re.compile("-?[0-9]{1,18}")
 
 _TRUE = {"true", "yes", "on", "y"}
 _FALSE = {"false", "no", "off", "n"}
@@ -41,6 +44,15 @@ def boolean_or_text(value: object) -> object:
     if word in _TRUE:
         return True
     return False if word in _FALSE else value.strip()
+
+
+def truth_count_or_text(value: object) -> object:
+    """Return the boolean, the whole number or the text that is meant; 1 is true. Raises ``ValueError`` for the rest."""
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    meant = value if is_count else boolean_or_text(value)
+    if isinstance(meant, str) and _COUNT.fullmatch(meant):
+        meant = int(meant)
+    return True if meant == 1 else meant
 
 
 def without_nul(text: str) -> str:

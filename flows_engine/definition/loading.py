@@ -318,6 +318,7 @@ _WRITE: Final = {
     "tmpfs": "write a mapping of folders to options, like {/scratch: size=1g}",
     "priority": "0 to 5, of which 5 runs first",
     "concurrency_limit": "how many runs of the flow may go on at the same time, 1 at least",
+    "gpu_memory": "how many MiB of each of its GPUs it needs, like 8000; without it, all",
     "port": "1 to 65535",
     "return_to_sender_on_port": "1 to 65535",
     "timeout": "seconds of run time, like 1800; 31 days at most",

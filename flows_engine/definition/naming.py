@@ -22,7 +22,8 @@ PRIORITIES: Final = range(6)
 MOVING_TAG: Final = "moving"
 _PRIORITY_TAG: Final = "priority:"
 
-Gpu = bool | str
+Gpu = bool | int | str
+"""What a model says of GPUs: whether it needs one, how many (two or more), or of which kind one."""
 
 
 def work_pool(gpus: tuple[Gpu, ...]) -> str:
@@ -34,6 +35,11 @@ def work_pool(gpus: tuple[Gpu, ...]) -> str:
     if kinds:
         return f"gpu-{kinds[0]}"
     return "gpu" if any(gpus) else "cpu"
+
+
+def gpu_pools(kind: str | None) -> tuple[str, ...]:
+    """Return the pools whose flows a host can run that has GPUs of ``kind``, or of none in particular."""
+    return ("gpu",) if kind is None else ("gpu", work_pool((kind,)))
 
 
 def work_queue(priority: int) -> str:

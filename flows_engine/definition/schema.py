@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -29,13 +30,16 @@ from pydantic_core import CoreSchema
 
 from flows_engine.definition import naming
 from flows_engine.definition.docker_kwargs import DockerKwargs, container_folder
-from flows_engine.definition.leniency import Text, as_list, boolean_or_text, without_nul
+from flows_engine.definition.leniency import Text, as_list, boolean_or_text, truth_count_or_text, without_nul
 from flows_engine.definition.step_graph import Step, StepGraph, chain, step_graph
 from flows_engine.definition.trigger import Trigger
 
 _KIND_OF_GPU: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _LABEL: Final = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST_NAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
+# Eight GPUs of seven MIG devices each are 56.
+_MOST_GPUS: Final = 64
+_MOST_GPU_MEMORY_MIB: Final = 10_000_000
 # What Prefect refuses in a name (/ % & < >), and what would end the path of its API's address, where a name stands.
 _NOT_IN_A_NAME: Final = "/%&<>?#\\"
 
@@ -89,6 +93,17 @@ def host(written: str) -> str:
 
 
 Host = Annotated[Text, AfterValidator(host)]
+
+
+def kind_of_gpu(written: str) -> str:
+    """Return the name of a kind of GPU, which ends the name of a work pool. Raises ``ValueError`` for what is none."""
+    if not isinstance(boolean_or_text(written), str) or not _KIND_OF_GPU.fullmatch(written):
+        raise ValueError("is no kind of GPU like a100: a letter, then up to 63 letters, digits, _ and -")
+    return written
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class _Part(BaseModel):
@@ -158,10 +173,6 @@ def mounts(written: dict[str, str]) -> dict[str, str]:
     return {name: container_folder(folder) for name, folder in written.items()}
 
 
-def _is_none(value: object) -> bool:
-    return value is None
-
-
 def _without_nul_or_none(text: str | None) -> str | None:
     return None if text is None else without_nul(text)
 
@@ -177,14 +188,17 @@ Mounts = Annotated[dict[str, str] | None, AfterValidator(lambda written: None if
 
 
 class Model(_Part):
-    """One container of a flow: reads ``input_dir``, writes ``output_dir``. ``timeout`` is in seconds of run time.
+    """One container of a flow: reads ``input_dir``, writes ``output_dir``. ``timeout`` is in seconds of run time,
+    ``gpu_memory`` in MiB of each GPU.
 
     In a flow whose models are not simply run one after another, ``input_mounts`` and ``output_mounts`` stand in the
     place of these two: names, each with the folder of the container that stands for it.
     """
 
     docker_kwargs: DockerKwargs
-    gpu: Annotated[bool | str, BeforeValidator(boolean_or_text)] = False
+    gpu: Annotated[bool | int | str, BeforeValidator(truth_count_or_text)] = False
+    # Left out of what is dumped where it is not set, so that definitions without it keep their digest.
+    gpu_memory: int | None = Field(default=None, ge=1, le=_MOST_GPU_MEMORY_MIB, exclude_if=_is_none)
     input_dir: str = "/input"
     output_dir: str = "/output"
     input_mounts: Mounts = Field(default=None, exclude_if=_is_none)
@@ -219,10 +233,31 @@ class Model(_Part):
 
     @field_validator("gpu")
     @classmethod
-    def _kind_of_gpu(cls, gpu: bool | str) -> bool | str:
-        if isinstance(gpu, str) and not _KIND_OF_GPU.fullmatch(gpu):
-            raise ValueError("is neither true (one GPU) nor false nor a kind of GPU, which begins with a letter")
+    def _count_or_kind_of_gpu(cls, gpu: naming.Gpu) -> naming.Gpu:
+        if isinstance(gpu, str):
+            if not _KIND_OF_GPU.fullmatch(gpu):
+                raise ValueError(
+                    "is neither true (one GPU) nor false nor a number of GPUs nor a kind of GPU, which begins with a"
+                    " letter"
+                )
+        elif not isinstance(gpu, bool) and not 2 <= gpu <= _MOST_GPUS:
+            raise ValueError(
+                f"is no number of GPUs from 1 to {_MOST_GPUS}; `gpu: false` is none, and which ones there are is said"
+                " by the setting GPUS"
+            )
         return gpu
+
+    @field_validator("gpu_memory")
+    @classmethod
+    def _memory_of_some_gpu(cls, gpu_memory: int | None, info: ValidationInfo) -> int | None:
+        if gpu_memory is not None and info.data.get("gpu") is False:
+            raise ValueError("is of a model without a GPU; write `gpu: true` beside it, or leave it out")
+        return gpu_memory
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs it holds while it runs."""
+        return 1 if isinstance(self.gpu, str) else int(self.gpu)
 
     @model_validator(mode="after")
     def _one_way_to_name_folders(self) -> Self:

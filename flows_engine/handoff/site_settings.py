@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AliasGenerator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AliasGenerator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydicom.datadict import tag_for_keyword
 
 from flows_engine.definition.docker_kwargs import Size
 from flows_engine.definition.errors import DefinitionError
 from flows_engine.definition.loading import read_yaml_mapping
-from flows_engine.definition.schema import AETitle
+from flows_engine.definition.schema import AETitle, kind_of_gpu
 from flows_engine.definition.trigger import parse_tag
 from flows_engine.definition.wording import reason
 
@@ -94,6 +94,14 @@ def _absolute_or_none(value: object) -> object:
     return None if value is None or value == "" else _absolute(value)
 
 
+def _none_if_empty(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def _kind_of_gpu_or_none(written: str | None) -> str | None:
+    return None if written is None else kind_of_gpu(written)
+
+
 def _log_level(value: object) -> object:
     names = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
     return names.get(value.upper(), value) if isinstance(value, str) else value
@@ -123,6 +131,10 @@ class SiteSettings(BaseModel):
     log_level: Annotated[int, BeforeValidator(_log_level)] = Field(default=20, ge=0, le=50)
     tar_subdir: Annotated[tuple[str, ...], BeforeValidator(_keywords)] = ()
     gpus: Annotated[tuple[str, ...], BeforeValidator(_gpu_ids)] = ()
+    gpu_slots: Annotated[int | None, BeforeValidator(_none_if_empty)] = Field(default=None, ge=1)
+    """How many flow runs each worker of a pool ``gpu…`` of this host takes at once. Default: the number of ``GPUS``."""
+    gpu_kind: Annotated[str | None, BeforeValidator(_none_if_empty), AfterValidator(_kind_of_gpu_or_none)] = None
+    """What the GPUs of this host are called in flows: it serves the pool ``gpu-<kind>``, too."""
     cpu_slots: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2), ge=1)
     """How many flow runs of the pool ``cpu`` this host runs at once."""
     default_mem_limit: Size | None = None
@@ -137,6 +149,11 @@ class SiteSettings(BaseModel):
         120.0,
     )
     """How long to wait before each further attempt to reach a destination."""
+
+    @property
+    def gpu_runs_at_once(self) -> int:
+        """``GPU_SLOTS``, or its default."""
+        return self.gpu_slots or max(1, len(self.gpus))
 
     def as_environment(self) -> dict[str, str]:
         """Return the settings as environment variables, for a process that is to have the same."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -151,6 +151,21 @@ def test_without_a_pull_there_is_nothing_to_note(bench: Bench) -> None:
     notices: list[str] = []
     bench.runner.run(bench.spec("silent", pull=False), on_line=_ignore, on_notice=notices.append)
     assert notices == []
+
+
+def test_find_all_tells_the_labels_of_what_carries_one_and_of_nothing_else(bench: Bench) -> None:
+    found: list[object] = []
+
+    def from_outside(_: str) -> None:
+        found.append(bench.runner.find_all(label=LABEL, value="another"))
+        found.append(bench.runner.find_all(label=LABEL, value=bench.value))
+        raise InterruptedError
+
+    spec = bench.spec("never ends")
+    with pytest.raises(InterruptedError):
+        bench.runner.run(replace(spec, labels={**spec.labels, "more": "0,1"}), on_line=from_outside, on_notice=_ignore)
+    assert found == [(), ({LABEL: bench.value, "more": "0,1"},)]
+    assert bench.runner.find_all(label=LABEL, value=bench.value) == ()
 
 
 def test_remove_all_takes_what_carries_the_label_and_nothing_else(bench: Bench) -> None:

@@ -63,6 +63,10 @@ class FakeContainerRunner:
             self.running.pop(spec.name, None)
         raise AssertionError("a program ends with its exit code")
 
+    def find_all(self, *, label: str, value: str) -> tuple[Mapping[str, str], ...]:
+        """Return all labels of each container that carries ``label=value``."""
+        return tuple(spec.labels for spec in self.running.values() if spec.labels.get(label) == value)
+
     def remove_all(self, *, label: str, value: str) -> int:
         """Forget every container that carries ``label=value``."""
         found = [name for name, spec in self.running.items() if spec.labels.get(label) == value]

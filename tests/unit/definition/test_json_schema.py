@@ -72,6 +72,8 @@ def test_the_examples_are_there_and_only_two_of_them_run_by_themselves() -> None
             ]
         },
         {"models": [{"docker_kwargs": {"image": "a", "environment": ["A=1"]}, "static_mount": "X:/m"}]},
+        {"models": [{"docker_kwargs": {"image": "a"}, "gpu": 2, "gpu_memory": 8000}]},
+        {"models": [{"docker_kwargs": {"image": "a"}, "gpu": "2", "gpu_memory": "8000"}]},
     ],
 )
 def test_what_the_loader_takes_is_not_marked_red(tmp_path: Path, values: dict[str, Any]) -> None:
@@ -103,6 +105,7 @@ def test_what_the_loader_takes_is_not_marked_red(tmp_path: Path, values: dict[st
         {"models": [{"docker_kwargs": "busybox"}]},
         {"models": [{"docker_kwargs": {"image": "a"}, "timeout": 0}]},
         {"models": [{"docker_kwargs": {"image": "a"}, "gpu": [0]}]},
+        {"models": [{"docker_kwargs": {"image": "a"}, "gpu": True, "gpu_memory": 0}]},
         {"models": [{"docker_kwargs": {"image": "a"}, "static_mounts": ["X"]}]},
         {"models": [{"docker_kwargs": {"image": "a"}, "static_mounts": [{"X": "/m"}]}]},
         {"models": [{"docker_kwargs": {"image": "a", "environment": ["A"]}}]},

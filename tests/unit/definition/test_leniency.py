@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from flows_engine.definition.leniency import MOST_ITEMS, as_list, as_text, boolean_or_text, without_nul
+from flows_engine.definition.leniency import (
+    MOST_ITEMS,
+    as_list,
+    as_text,
+    boolean_or_text,
+    truth_count_or_text,
+    without_nul,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +66,34 @@ def test_a_word_is_a_boolean_where_it_means_one(value: object, meant: bool | str
 def test_what_is_no_word_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="neither true nor false nor a word"):
         boolean_or_text(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        (True, True),
+        ("off", False),
+        (1, True),
+        (" 1 ", True),
+        (2, 2),
+        ("02", 2),
+        (0, 0),
+        ("-1", -1),
+        (" a100 ", "a100"),
+        ("2x", "2x"),
+        ("²", "²"),
+        ("9" * 5000, "9" * 5000),
+    ],
+)
+def test_a_number_is_a_count_and_one_is_true(value: object, meant: object) -> None:
+    found = truth_count_or_text(value)
+    assert (type(found), found) == (type(meant), meant)
+
+
+@pytest.mark.parametrize("value", [1.0, ["a100"], {}, None])
+def test_what_is_no_count_either_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="neither true nor false nor a word"):
+        truth_count_or_text(value)
 
 
 def test_text_holds_no_nul() -> None:

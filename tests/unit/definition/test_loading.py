@@ -231,7 +231,16 @@ def test_anchors_may_be_used(write_flow: WriteFlow) -> None:
         (model("{docker_kwargs: {image: a}, privileged: true}"), 3, "models[0].privileged", "no key", "docker_kwargs"),
         (model("{docker_kwargs: {image: a}, timeout: 0}"), 3, "models[0].timeout", "not greater than 0", ""),
         (model("{docker_kwargs: {image: a}, timeout: .inf}"), 3, "models[0].timeout", "", ""),
-        (model("{docker_kwargs: {image: a}, gpu: 2}"), 3, "models[0].gpu", "kind of GPU", ""),
+        (model("{docker_kwargs: {image: a}, gpu: 0}"), 3, "models[0].gpu", "no number of GPUs", ""),
+        (model("{docker_kwargs: {image: a}, gpu: a/b}"), 3, "models[0].gpu", "kind of GPU", ""),
+        (model("{docker_kwargs: {image: a}, gpu_memory: 8000}"), 3, "models[0].gpu_memory", "gpu: true", ""),
+        (
+            model("{docker_kwargs: {image: a}, gpu: 2, gpu_memory: 8g}"),
+            3,
+            "models[0].gpu_memory",
+            "no whole number",
+            "MiB",
+        ),
         (model("{docker_kwargs: {image: a}, gpu: [0]}"), 3, "models[0].gpu", "neither true nor false", ""),
         (model("{docker_kwargs: {image: a}, static_mount: 'X'}"), 3, "models[0].static_mount", "SOURCE:/place", ""),
         (model("{docker_kwargs: {image: a}, pull_before_exec: x}"), 3, "models[0].pull_before_exec", "neither", ""),
@@ -271,7 +280,7 @@ def test_a_problem_names_line_field_reason_and_way_out(
 def test_all_problems_are_told_at_once(problems_of: ProblemsOf) -> None:
     problems = problems_of(
         "priority: 9\ntriggers:\n  - {Modality: '(', Modalty: CT}\n  - {PixelData: x}\n"
-        "models:\n  - docker_kwargs: {privileged: true}\n    gpu: 3\nunknown_one: 1\n"
+        "models:\n  - docker_kwargs: {privileged: true}\n    gpu: 0\nunknown_one: 1\n"
     )
 
     assert [(problem.line, problem.field) for problem in problems] == [
@@ -471,6 +480,7 @@ _KEYS = st.sampled_from(
         "return_to_sender_on_port",
         "docker_kwargs",
         "gpu",
+        "gpu_memory",
         "input_dir",
         "output_dir",
         "timeout",

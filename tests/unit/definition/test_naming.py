@@ -15,10 +15,17 @@ from flows_engine.definition import naming
         ((False, True), "gpu"),
         ((True, "a100"), "gpu-a100"),
         (("a100",), "gpu-a100"),
+        ((False, 2), "gpu"),
+        ((2, "a100"), "gpu-a100"),
     ],
 )
-def test_the_pool_follows_from_the_gpus(gpus: tuple[bool | str, ...], pool: str) -> None:
+def test_the_pool_follows_from_the_gpus(gpus: tuple[naming.Gpu, ...], pool: str) -> None:
     assert naming.work_pool(gpus) == pool
+
+
+def test_a_kind_of_gpu_is_served_beside_any_gpu() -> None:
+    assert naming.gpu_pools(None) == ("gpu",)
+    assert naming.gpu_pools("a100") == ("gpu", "gpu-a100")
 
 
 def test_our_highest_priority_is_the_lowest_number_of_prefect() -> None:

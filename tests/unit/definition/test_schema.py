@@ -62,7 +62,7 @@ _kwargs = st.fixed_dictionaries(
 _model = st.fixed_dictionaries(
     {"docker_kwargs": _kwargs},
     optional={
-        "gpu": st.one_of(st.booleans(), st.just("a100")),
+        "gpu": st.one_of(st.booleans(), st.just("a100"), st.integers(1, 8)),
         "input_dir": st.sampled_from(["/in", "/input/", "/data/in"]),
         "pull_before_exec": st.booleans(),
         "input_writable": st.booleans(),
@@ -194,7 +194,15 @@ def test_a_name_is_stripped_and_may_be_a_number() -> None:
 
 @pytest.mark.parametrize(
     ("gpus", "pool"),
-    [((False,), "cpu"), ((False, True), "gpu"), (("yes",), "gpu"), (("a100", True), "gpu-a100"), (("False",), "cpu")],
+    [
+        ((False,), "cpu"),
+        ((False, True), "gpu"),
+        (("yes",), "gpu"),
+        (("a100", True), "gpu-a100"),
+        (("False",), "cpu"),
+        ((2, False), "gpu"),
+        (("2", "a100"), "gpu-a100"),
+    ],
 )
 def test_the_gpus_of_the_models_pick_the_work_pool(gpus: tuple[object, ...], pool: str) -> None:
     assert flow(models=[{"docker_kwargs": {"image": "a"}, "gpu": gpu} for gpu in gpus]).work_pool == pool
@@ -205,10 +213,66 @@ def test_two_kinds_of_gpu_are_refused_since_one_worker_runs_all_models() -> None
         flow(models=[{"docker_kwargs": {"image": "a"}, "gpu": kind} for kind in ("h100", "a100")])
 
 
-@pytest.mark.parametrize("gpu", [1, "1", "2", "", "a b", "a/b", "x" * 65, None])
-def test_what_is_no_kind_of_gpu_is_refused(gpu: object) -> None:
+@pytest.mark.parametrize("gpu", [0, "0", 65, "-1", 1.5, "", "a b", "a/b", "x" * 65, None])
+def test_what_is_neither_a_number_nor_a_kind_of_gpu_is_refused(gpu: object) -> None:
     with pytest.raises(ValidationError):
         model(gpu=gpu)
+
+
+@pytest.mark.parametrize(
+    ("written", "kept", "count"),
+    [(True, True, 1), (1, True, 1), ("1", True, 1), (2, 2, 2), ("2", 2, 2), ("a100", "a100", 1), (False, False, 0)],
+)
+def test_a_model_says_how_many_gpus_it_holds(written: object, kept: object, count: int) -> None:
+    made = model(gpu=written)
+
+    assert (type(made.gpu), made.gpu, made.gpu_count) == (type(kept), kept, count)
+    dumped = made.model_dump(mode="json")
+    assert (type(dumped["gpu"]), dumped["gpu"]) == (type(kept), kept)
+    again = Model.model_validate_json(made.model_dump_json())
+    assert (type(again.gpu), again) == (type(kept), made)
+
+
+@pytest.mark.parametrize("gpu", [True, 2, "a100"])
+def test_memory_is_asked_of_a_gpu(gpu: object) -> None:
+    assert model(gpu=gpu, gpu_memory="8000").gpu_memory == 8000
+
+
+@pytest.mark.parametrize("values", [{}, {"gpu": False}, {"gpu": "no"}])
+def test_memory_without_a_gpu_is_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="write `gpu: true` beside it") as caught:
+        model(gpu_memory=8000, **values)
+    assert caught.value.errors()[0]["loc"] == ("gpu_memory",)
+
+
+def test_a_wrong_gpu_is_told_once_where_memory_stands_beside_it() -> None:
+    with pytest.raises(ValidationError) as caught:
+        model(gpu="?", gpu_memory=8000)
+    assert [error["loc"] for error in caught.value.errors()] == [("gpu",)]
+
+
+@pytest.mark.parametrize("gpu_memory", [0, -1, "8g", 1.5, 10_000_001, [8000]])
+def test_what_is_no_amount_of_memory_is_refused(gpu_memory: object) -> None:
+    with pytest.raises(ValidationError):
+        model(gpu=True, gpu_memory=gpu_memory)
+
+
+def test_memory_that_is_not_asked_for_is_not_dumped() -> None:
+    assert "gpu_memory" not in model(gpu=True).model_dump(mode="json")
+    assert model(gpu=True, gpu_memory=1).model_dump(mode="json")["gpu_memory"] == 1
+
+
+@pytest.mark.parametrize(
+    ("gpu", "digest"),
+    [
+        (False, "cd698e777dd5cafe12874436f0aaa0716a42a587ff1231fb54b05aca0e8434ba"),
+        (True, "6563cba95ccf791b0a460b00c6c90e0c6683a744e9192742db2535bd964672b2"),
+        ("1", "6563cba95ccf791b0a460b00c6c90e0c6683a744e9192742db2535bd964672b2"),
+        ("a100", "7a2c39c22669d64073282f686a37ea17529cf920811692ccd32f70911687e3a1"),
+    ],
+)
+def test_the_digest_of_a_definition_stays_the_same_from_version_to_version(gpu: object, digest: str) -> None:
+    assert flow(models=[{"docker_kwargs": {"image": "a"}, "gpu": gpu}]).digest == digest
 
 
 @pytest.mark.parametrize(("written", "folder"), [("/input/", "/input"), ("//a//b/./", "/a/b"), ("/a", "/a")])

@@ -18,6 +18,8 @@ def planned(environ: dict[str, str] | None = None, **values: object) -> HostPlan
         "host_name": "gpu-host",
         "cpu_slots": 2,
         "gpus": (),
+        "gpu_slots": 1,
+        "gpu_kind": None,
         "environ": environ or {},
         "settings_environment": {"DATA_DIR": str(DATA), "AE_PORT": "10000"},
     }
@@ -36,11 +38,25 @@ def test_a_host_without_configuration_runs_everything_in_the_order_of_need():
     assert plan.ui_url == "http://127.0.0.1:4200"
 
 
-def test_gpus_bring_a_worker_with_a_slot_for_each():
-    plan = planned(gpus=("0", "2"))
+def test_gpus_bring_a_worker_with_the_slots_that_are_set():
+    plan = planned(gpus=("0", "2"), gpu_slots=6)
 
-    (worker,) = (service for service in plan.services if service.name == "worker-gpu")
-    assert worker.command[-4:] == ("--name", "gpu-host-gpu", "--slots", "2")
+    (worker,) = (service for service in plan.services if service.name.startswith("worker-gpu"))
+    assert worker.command[-6:] == ("--pool", "gpu", "--name", "gpu-host-gpu", "--slots", "6")
+
+
+def test_a_kind_of_gpu_brings_a_second_worker_beside_that_of_any_gpu():
+    plan = planned(gpus=("0",), gpu_slots=3, gpu_kind="a100")
+
+    workers = {service.name: service.command[-6:] for service in plan.services if "gpu" in service.name}
+    assert workers == {
+        "worker-gpu": ("--pool", "gpu", "--name", "gpu-host-gpu", "--slots", "3"),
+        "worker-gpu-a100": ("--pool", "gpu-a100", "--name", "gpu-host-gpu-a100", "--slots", "3"),
+    }
+
+
+def test_a_kind_without_gpus_brings_no_worker():
+    assert not any("gpu" in service.name for service in planned(gpu_kind="a100").services)
 
 
 def test_a_site_with_its_own_server_gets_neither_server_nor_database():

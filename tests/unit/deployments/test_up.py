@@ -6,7 +6,7 @@ import pytest
 
 from deployments.errors import StartupError
 from deployments.host_lock import host_lock
-from deployments.up import Host, _check_port, _listens
+from deployments.up import Host, _check_port, _gpu_settings, _listens
 from flows_engine.handoff.site_settings import LoadedSettings, SiteSettings
 
 
@@ -40,6 +40,12 @@ def test_flows_that_no_worker_of_this_host_runs_are_named(site: SiteSettings):
 
     assert host(site, gpus=()).flows_without_worker() == {"gpu": ["Any"], "gpu-a100": ["Kind"]}
     assert host(site, gpus=("0",)).flows_without_worker() == {"gpu-a100": ["Kind"]}
+    assert host(site, gpus=("0",), gpu_kind="a100").flows_without_worker() == {}
+
+
+def test_what_a_host_has_to_set_for_a_pool_is_named():
+    assert _gpu_settings("gpu") == "GPUS"
+    assert _gpu_settings("gpu-a100") == "GPUS and GPU_KIND=a100"
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "localhost", ""])

@@ -23,7 +23,13 @@ def _spec(
     )
     static = BindMount(source=Path("/static/m"), target="/model", read_only=True)
     return container_spec(
-        definition, step=step, folders=FOLDERS, origin=ORIGIN, gpu_ids=gpu_ids, static_mounts=[static]
+        definition,
+        step=step,
+        folders=FOLDERS,
+        origin=ORIGIN,
+        gpu_ids=gpu_ids,
+        gpu_lease="lease-1",
+        static_mounts=[static],
     )
 
 
@@ -79,8 +85,18 @@ def test_labels_and_name_tell_whose_container_it_is() -> None:
         "dicomflow.step": "2",
         "dicomflow.task": "run-1/2",
         "dicomflow.instance": "site-1",
+        "dicomflow.gpus": "2",
+        "dicomflow.lease": "lease-1",
     }
     assert "labels" not in spec.options
+
+
+def test_two_gpus_are_seen_and_labelled_and_none_leave_no_label() -> None:
+    spec = _spec({}, gpu_ids=("0", "GPU-8f"))
+    assert spec.gpu_ids == ("0", "GPU-8f")
+    assert spec.labels["dicomflow.gpus"] == "0,GPU-8f"
+    assert spec.options["environment"]["NVIDIA_VISIBLE_DEVICES"] == "0,GPU-8f"  # type: ignore[index]
+    assert not {"dicomflow.gpus", "dicomflow.lease"} & _spec({}, gpu_ids=()).labels.keys()
 
 
 def test_the_rest_is_handed_on() -> None:

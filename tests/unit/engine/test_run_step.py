@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from flows_engine.container_spec import Origin
+from flows_engine.container_spec import GPUS_LABEL, LEASE_LABEL, Origin
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.errors import (
+    GpuMissingError,
     GpuUnavailableError,
     ImagePullFailedError,
     ImageUnavailableError,
@@ -17,6 +18,8 @@ from flows_engine.errors import (
     ModelTimedOutError,
     StaticMountError,
 )
+from flows_engine.gpu_choice import Need, Option
+from flows_engine.gpu_lease import lease
 from flows_engine.interfaces import ContainerSpec
 from flows_engine.redaction import Redactor
 from flows_engine.run_step import Host, StepResult, run_step
@@ -62,6 +65,7 @@ def _run(
             gpu_folder=tmp_path / "locks",
             gpu_wait_seconds=0,
             branch_slots=1,
+            branch_folder=tmp_path / "locks",
             static_mounts=StaticMounts(static_dir=tmp_path / "static", cache=tmp_path / "cache"),
         ),
         runner=runner,
@@ -102,7 +106,7 @@ def test_an_exit_code_is_one_line_with_the_last_words_and_no_patient(
         ("hangs", {}, ModelTimedOutError),
         ("missing", {}, ImagePullFailedError),
         ("missing", {"pull_before_exec": False}, ImageUnavailableError),
-        ("writes", {"gpu": True}, GpuUnavailableError),
+        ("writes", {"gpu": True}, GpuMissingError),
         ("writes", {"static_mounts": ["NoModel:/model"]}, StaticMountError),
     ],
 )
@@ -114,9 +118,20 @@ def test_every_error_names_the_model(
     assert "\n" not in str(caught.value)
 
 
-def test_a_gpu_is_held_while_it_runs(tmp_path: Path, runner: FakeContainerRunner) -> None:
-    _run(tmp_path, runner, "writes", gpus=("7",), gpu=True)
-    assert runner.specs[0].gpu_ids == ("7",)
+def test_gpus_are_held_while_it_runs_and_named_in_its_labels(tmp_path: Path, runner: FakeContainerRunner) -> None:
+    _run(tmp_path, runner, "writes", gpus=("7", "9"), gpu=2)
+    [spec] = runner.specs
+    assert spec.gpu_ids == ("7", "9")
+    assert (spec.labels[GPUS_LABEL], len(spec.labels[LEASE_LABEL])) == ("7,9", 32)
+
+
+def test_a_gpu_that_another_step_holds_is_waited_for(tmp_path: Path, runner: FakeContainerRunner) -> None:
+    need = Need(count=1, options=(Option(gpu="7"),))
+    with (
+        lease(need, folder=tmp_path / "locks", wait_seconds=0, on_wait=lambda: None),
+        pytest.raises(GpuUnavailableError, match=r"^model 1 \(writes\): the GPU 7 did not become free"),
+    ):
+        _run(tmp_path, runner, "writes", gpus=("7",), gpu=True)
 
 
 def test_a_model_that_asks_for_none_gets_no_gpu(tmp_path: Path, runner: FakeContainerRunner) -> None:

@@ -70,6 +70,19 @@ def test_gpus_have_several_spellings(load: Load, written: str) -> None:
     assert load(GPUS=written).settings.gpus == ("0", "2", "5")
 
 
+def test_a_gpu_is_a_slot_unless_the_slots_are_set(load: Load) -> None:
+    assert load().settings.gpu_runs_at_once == 1
+    assert load(GPUS="0 2 5").settings.gpu_runs_at_once == 3
+    assert load("GPU_SLOTS: 6\n", GPUS="0 2").settings.gpu_runs_at_once == 6
+    assert load("GPU_SLOTS: 6\n", GPUS="0 2", GPU_SLOTS="").settings.gpu_runs_at_once == 2
+
+
+def test_a_host_may_name_the_kind_of_its_gpus(load: Load) -> None:
+    assert load().settings.gpu_kind is None
+    assert load("GPU_KIND: a100\n").settings.gpu_kind == "a100"
+    assert load("GPU_KIND: a100\n", GPU_KIND="").settings.gpu_kind is None
+
+
 def test_a_list_in_a_file_is_a_list(load: Load) -> None:
     settings = load("GPUS: [0, 2]\nTAR_SUBDIR: [SeriesInstanceUID]\nSEND_RETRY_DELAYS_SECONDS: [0.5, 3]\n").settings
 
@@ -157,6 +170,10 @@ def test_an_unknown_name_in_the_environment_is_none_of_our_business(load: Load) 
         ("DATA_DIR", "~nobody-of-this-name/x"),
         ("STATIC_DIR", "/a\u202eb"),
         ("CPU_SLOTS", "0"),
+        ("GPU_SLOTS", "0"),
+        ("GPU_KIND", "a 100"),
+        ("GPU_KIND", "2"),
+        ("GPU_KIND", "yes"),
         ("INCOMPLETE", "maybe"),
         ("SEND_RETRY_DELAYS_SECONDS", "nan"),
         ("SEND_RETRY_DELAYS_SECONDS", "-1"),
@@ -221,6 +238,7 @@ def test_a_child_process_has_the_same_settings(
             "data_dir": "/data",
             "incomplete": "process",
             "ae_port": 0,
+            "gpu_kind": "a100",
         }
     )
 
