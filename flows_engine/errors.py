@@ -10,6 +10,7 @@
            ├─ ContainerRefusedError       the engine will not create or start it as it is defined
            ├─ ModelFailedError            it ended with an exit code that is not 0
            ├─ ModelTimedOutError          it ran longer than its timeout
+           ├─ UnexpectedOutputError       the last model left something that its flow does not expect
            ├─ NothingToSendError          the flow has destinations, its last model left no instance
            ├─ DeliveryRefusedError        the receiver answered, and does not want some instances
            ├─ HostPathError               a folder of ours has no known place on the engine's host
@@ -60,6 +61,10 @@ class ModelFailedError(FinalError):
 
 class ModelTimedOutError(FinalError):
     """A model ran longer than its timeout, and was killed."""
+
+
+class UnexpectedOutputError(FinalError):
+    """The last model left something that its flow does not expect; none of it is sent."""
 
 
 class NothingToSendError(FinalError):
