@@ -13,6 +13,7 @@
            ├─ GpuMissingError             this host has fewer GPUs than the model needs, or smaller ones
            ├─ ModelFailedError            it ended with an exit code that is not 0
            ├─ ModelTimedOutError          it ran longer than its timeout
+           ├─ UnexpectedOutputError       the last model left something that its flow does not expect
            ├─ NothingToSendError          the flow has destinations, its last model left no instance
            ├─ DeliveryRefusedError        the receiver answered, and does not want some instances
            ├─ RunHaltedError              the run ends, and with it what its other threads did
@@ -76,6 +77,10 @@ class ModelFailedError(FinalError):
 
 class ModelTimedOutError(FinalError):
     """A model ran longer than its timeout, and was killed."""
+
+
+class UnexpectedOutputError(FinalError):
+    """The last model left something that its flow does not expect; none of it is sent."""
 
 
 class NothingToSendError(FinalError):

@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from flows_engine.check_output import OutputCounts, check_output
 from flows_engine.container_spec import INSTANCE_LABEL, RUN_LABEL, Origin
+from flows_engine.definition.expect import Expect
 from flows_engine.definition.schema import FlowDefinition, Node
 from flows_engine.definition.step_graph import STUDY, StepGraph
 from flows_engine.deliver import DeliveryResult, deliver
@@ -93,6 +95,24 @@ class Engine:
             return workspace.outputs(writer, graph.steps[writer].writes)[name]
 
         return {name: source(name) for name in graph.steps[step].reads}
+
+    def check_output(
+        self, definition: FlowDefinition, *, output_dir: str, study_id: str, logger: Logger
+    ) -> OutputCounts:
+        """See whether what lies in ``output_dir`` is what the definition expects of its last model.
+
+        Raises ``UnexpectedOutputError`` where it is not, and ``WorkspaceError`` where it cannot be told.
+        """
+        try:
+            return check_output(
+                Path(output_dir),
+                expect=definition.expected or Expect(),
+                fingerprint=self.store.record(study_id).fingerprint,
+                input_folder=self.store.input_folder(study_id),
+                logger=logger,
+            )
+        except StudyNotFoundError as error:
+            raise WorkspaceError(str(error)) from error
 
     def deliver(self, *, output_dir: str, node: Node, number: int, run_id: str, logger: Logger) -> DeliveryResult:
         """Send what lies in ``output_dir`` to ``node``, destination number ``number`` (counted from 0) of the run.

@@ -33,6 +33,8 @@ def flow_schema() -> dict[str, Any]:
     for name in ("triggers", "models", "destinations", "return_to_sender_on_port"):
         field = schema["properties"][name]
         schema["properties"][name] = {"anyOf": [field, field["items"]], **_notes(field)}
+    expect = schema["$defs"]["Expect"]["properties"]
+    expect["modality"] = {"anyOf": [expect["modality"], expect["modality"]["items"]], **_notes(expect["modality"])}
     model = schema["$defs"]["Model"]["properties"]
     model["static_mount"] = model["static_mounts"]["items"]
     environment = schema["$defs"]["DockerKwargs"]["properties"]["environment"]

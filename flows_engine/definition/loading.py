@@ -307,6 +307,7 @@ _MISSING: Final = {
     "models": "name at least one container, like `- docker_kwargs: {image: hello-world}`",
     "docker_kwargs": "write at least `docker_kwargs: {image: …}`",
     "image": "name the Docker image to run",
+    "expect": "write a mapping, like {min_files: 1, modality: RTSTRUCT}, or leave the key out",
 }
 _WRITE: Final = {
     "triggers": "write a list of mappings, like `- Modality: CT`",
@@ -319,6 +320,9 @@ _WRITE: Final = {
     "priority": "0 to 5, of which 5 runs first",
     "concurrency_limit": "how many runs of the flow may go on at the same time, 1 at least",
     "gpu_memory": "how many MiB of each of its GPUs it needs, like 8000; without it, all",
+    "expect": "write a mapping, like {min_files: 1, modality: RTSTRUCT}",
+    "modality": "name one, like RTSTRUCT, or a list of them",
+    "min_files": "how many files the last model has to leave, 0 to 1000000",
     "port": "1 to 65535",
     "return_to_sender_on_port": "1 to 65535",
     "timeout": "seconds of run time, like 1800; 31 days at most",

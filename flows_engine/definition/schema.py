@@ -30,6 +30,7 @@ from pydantic_core import CoreSchema
 
 from flows_engine.definition import naming
 from flows_engine.definition.docker_kwargs import DockerKwargs, container_folder
+from flows_engine.definition.expect import Expect
 from flows_engine.definition.leniency import Text, as_list, boolean_or_text, truth_count_or_text, without_nul
 from flows_engine.definition.step_graph import Step, StepGraph, chain, step_graph
 from flows_engine.definition.trigger import Trigger
@@ -298,6 +299,12 @@ class Node(_Part):
     ae_title: AETitle
 
 
+def _something(value: object) -> object:
+    if value is None:
+        raise ValueError("has no value")
+    return value
+
+
 class FlowDefinition(_Part):
     """What should run on which study, and where the results go."""
 
@@ -309,6 +316,7 @@ class FlowDefinition(_Part):
     models: Annotated[tuple[Model, ...], BeforeValidator(as_list)] = Field(min_length=1)
     destinations: Annotated[tuple[Node, ...], BeforeValidator(as_list)] = ()
     return_to_sender_on_port: Annotated[tuple[Port, ...], BeforeValidator(as_list)] = ()
+    expect: Annotated[Expect | None, BeforeValidator(_something)] = Field(default=None, exclude_if=_is_none)
 
     @field_validator("name")
     @classmethod
@@ -358,6 +366,16 @@ class FlowDefinition(_Part):
         """
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def expected(self) -> Expect | None:
+        """What is looked for in the last output before anything is sent.
+
+        None where nothing is: its author asked for nothing, and it is sent nowhere.
+        """
+        if self.expect is None and (self.destinations or self.return_to_sender_on_port):
+            return Expect()
+        return self.expect
 
     @property
     def work_pool(self) -> str:

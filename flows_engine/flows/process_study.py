@@ -26,6 +26,7 @@ from flows_engine.halting import threads_halted_on_error
 from flows_engine.handoff.run_request import STUDY_ID_PATTERN, Sender
 from flows_engine.handoff.site_settings import load_site_settings
 from flows_engine.run_step import StepResult
+from flows_engine.tasks.check_output import check_output
 from flows_engine.tasks.retrying import retries, retry_delays_seconds
 from flows_engine.tasks.run_model import run_model
 from flows_engine.tasks.send_results import send_results
@@ -78,6 +79,8 @@ def process_study(
         with unforeseen_in_one_line(get_run_logger()), site_engine().claim(run_id=run_id):
             last = _run_models(definition, run_id=run_id, study_id=study_id)
             announce("Finished")
+            if definition.expected is not None:
+                check_output(definition, last, study_id=study_id)
             sent = _send(definition, last, sender=sender, study_id=study_id, run_id=run_id)
     except EngineError as error:
         get_run_logger().error("%s", error)

@@ -83,6 +83,7 @@ def test_each_model_and_each_destination_is_a_task_run(site: Site, way: Way) -> 
     assert tasks == {
         "model 1 (busybox)": "Completed",
         "model 2 (busybox)": "Completed",
+        "check output": "Completed",
         f"send to ARCHIVE at 127.0.0.1:{_port(way)}": "Completed",
     }
 

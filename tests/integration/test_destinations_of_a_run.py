@@ -47,7 +47,7 @@ def test_braces_in_the_senders_ae_title_are_not_a_format(engine: FakeEngine) -> 
     state = process(sender="{X}", ports=(104,))
 
     assert state.name == "Completed"
-    assert sorted(engine.calls) == [TO_PACS, "/runs/0 to {X} at 10.0.0.7:104", "model 0"]
+    assert sorted(engine.calls) == [TO_PACS, "/runs/0 to {X} at 10.0.0.7:104", "check /runs/0", "model 0"]
 
 
 def test_a_sender_that_nothing_can_be_returned_to_keeps_nothing_from_the_others(engine: FakeEngine) -> None:

@@ -19,11 +19,18 @@ from prefect.context import refresh_global_settings_context
 
 import flows_engine.flows.process_study as recipe
 import flows_engine.flows.run_account as account_module
+import flows_engine.tasks.check_output as check_output_module
 import flows_engine.tasks.run_model as run_model_module
 import flows_engine.tasks.send_results as send_results_module
 from flows_engine.definition.schema import FlowDefinition, Node
 from flows_engine.deliver import DeliveryResult
-from flows_engine.errors import DestinationUnavailableError, ModelFailedError, NoSpaceError, RunHaltedError
+from flows_engine.errors import (
+    DestinationUnavailableError,
+    ModelFailedError,
+    NoSpaceError,
+    RunHaltedError,
+    UnexpectedOutputError,
+)
 from flows_engine.handoff.run_request import Sender
 from flows_engine.run_record import RunRecord, as_markdown
 from flows_engine.run_step import StepResult
@@ -71,6 +78,9 @@ class FakeEngine:
             output_dir=f"/runs/{step}", file_count=3, exit_code=0, image_digest="sha256:0", duration_seconds=0.1
         )
 
+    def check_output(self, definition: FlowDefinition, *, output_dir: str, **_: object) -> None:
+        self._call(f"check {output_dir}")
+
     def deliver(self, *, output_dir: str, node: Node, **_: object) -> DeliveryResult:
         self._call(f"{output_dir} to {node.ae_title} at {node.host}:{node.port}")
         return DeliveryResult(destination=node.ae_title, file_count=3, sent_count=3, not_dicom_count=0)
@@ -102,7 +112,7 @@ class FakeEngine:
 @pytest.fixture
 def engine(empty_prefect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
     engine = FakeEngine()
-    for module in (recipe, account_module, run_model_module, send_results_module):
+    for module in (recipe, account_module, run_model_module, check_output_module, send_results_module):
         monkeypatch.setattr(module, "site_engine", lambda: engine)
     with monkeypatch.context() as environment:
         environment.setenv("SEND_RETRY_DELAYS_SECONDS", "0")
@@ -136,8 +146,8 @@ def only_run() -> tuple[FlowRun, list[str]]:
 def test_models_run_in_order_then_the_last_output_goes_to_every_destination(engine: FakeEngine):
     state = process(destinations=[{"host": "pacs", "port": 104, "ae_title": "PACS"}], return_to_sender_on_port=[10002])
 
-    assert engine.calls[:2] == ["model 0", "model 1"]
-    assert sorted(engine.calls[2:]) == ["/runs/1 to PACS at pacs:104", "/runs/1 to SCANNER at 10.0.0.7:10002"]
+    assert engine.calls[:3] == ["model 0", "model 1", "check /runs/1"]
+    assert sorted(engine.calls[3:]) == ["/runs/1 to PACS at pacs:104", "/runs/1 to SCANNER at 10.0.0.7:10002"]
     assert state.name == "Completed"
     assert state.message.startswith("2 models run, 3 instances")
     assert not engine.held
@@ -177,6 +187,28 @@ def test_a_model_that_fails_ends_the_run_with_its_reason_and_nothing_is_sent(eng
     assert (state.name, state.message) == ("Failed", "model 1 (busybox) ended with status 3")
     assert engine.calls == ["model 0"]
     assert only_run()[0].state.message == "model 1 (busybox) ended with status 3"
+
+
+def test_an_output_that_is_not_as_expected_fails_the_run_and_nothing_is_sent(engine: FakeEngine):
+    engine.failures["check /runs/1"] = [UnexpectedOutputError("the output is not as expected")]
+
+    state = process(destinations=[{"host": "pacs", "port": 104, "ae_title": "PACS"}])
+
+    assert (state.name, state.message) == ("Failed", "the output is not as expected")
+    assert engine.calls == ["model 0", "model 1", "check /runs/1"]
+    run, states = only_run()
+    assert (run.state.message, states[-3:]) == ("the output is not as expected", ["Running", "Finished", "Failed"])
+
+
+@pytest.mark.parametrize(
+    ("values", "is_checked"),
+    [({}, False), ({"expect": {"min_files": 1}}, True), ({"return_to_sender_on_port": [10002]}, True)],
+)
+def test_an_output_is_looked_at_where_it_is_sent_or_something_is_expected(
+    engine: FakeEngine, values: dict[str, Any], is_checked: bool
+):
+    assert process(**values).is_completed()
+    assert ("check /runs/1" in engine.calls) == is_checked
 
 
 def test_a_destination_that_is_down_for_a_moment_is_tried_again(engine: FakeEngine):
@@ -228,7 +260,7 @@ def test_branches_are_run_at_the_same_time_and_a_join_after_all_of_them(engine: 
 
     assert state.name == "Completed"
     assert sorted(engine.calls[:3]) == ["model 1", "model 2", "model 3"]
-    assert engine.calls[3:] == ["model 0", "/runs/0 to PACS at pacs:104"]
+    assert engine.calls[3:] == ["model 0", "check /runs/0", "/runs/0 to PACS at pacs:104"]
 
 
 def test_every_branch_that_failed_is_told_and_what_needs_it_does_not_begin(engine: FakeEngine):

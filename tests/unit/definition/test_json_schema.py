@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from flows_engine.definition.docker_kwargs import DockerKwargs
 from flows_engine.definition.errors import DefinitionError
+from flows_engine.definition.expect import Expect
 from flows_engine.definition.json_schema import SCHEMA_FILE, flow_schema, main
 from flows_engine.definition.loading import load_definition
 from flows_engine.definition.schema import FlowDefinition, Model, Node
@@ -66,6 +67,8 @@ def test_the_examples_are_there_and_only_two_of_them_run_by_themselves() -> None
         {"version": 1.02, "priority": "4", "name": True},
         {"triggers": {"Modality": ["CT", 1]}, "destinations": {"host": "h", "port": "104", "ae_title": 1}},
         {"return_to_sender_on_port": 10002},
+        {"expect": {"min_files": "5", "dicom_only": "yes", "same_patient": False, "modality": "RTSTRUCT"}},
+        {"expect": {"modality": ["RTSTRUCT", "SEG"]}},
         {
             "models": [
                 {"docker_kwargs": {"image": "a", "environment": {"A": 0, "B": True}}, "gpu": "False", "timeout": "2"}
@@ -111,6 +114,10 @@ def test_what_the_loader_takes_is_not_marked_red(tmp_path: Path, values: dict[st
         {"models": [{"docker_kwargs": {"image": "a", "environment": ["A"]}}]},
         {"models": [{"docker_kwargs": {"image": "a", "mem_swappiness": 101}}]},
         {"return_to_sender_on_port": [0]},
+        {"expect": "same_patient"},
+        {"expect": {"same_pateint": True}},
+        {"expect": {"min_files": -1}},
+        {"expect": {"modality": []}},
     ],
 )
 def test_what_is_marked_red_is_refused_by_the_loader_too(tmp_path: Path, values: dict[str, Any]) -> None:
@@ -132,7 +139,7 @@ def test_the_flow_that_the_reference_shows_is_well(tmp_path: Path) -> None:
     jsonschema.validate(yaml.safe_load(shown), flow_schema())
 
 
-@pytest.mark.parametrize("kind", [FlowDefinition, Model, DockerKwargs, Node])
+@pytest.mark.parametrize("kind", [FlowDefinition, Model, DockerKwargs, Node, Expect])
 def test_the_reference_names_every_key(kind: type[BaseModel]) -> None:
     reference = (ROOT / "flow_definitions" / "README.md").read_text(encoding="utf-8")
 

@@ -15,6 +15,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import is_valid_schema, validate
 from pydantic import ValidationError
 
+from flows_engine.definition.expect import Expect
 from flows_engine.definition.loading import load_definition
 from flows_engine.definition.schema import FlowDefinition, Model, Node, StaticMount
 
@@ -77,6 +78,17 @@ _node = st.fixed_dictionaries(
         "ae_title": st.sampled_from(["A", "MY AE 1"]),
     }
 )
+_expect = st.fixed_dictionaries(
+    {},
+    optional={
+        "min_files": st.integers(0, 100),
+        "dicom_only": st.booleans(),
+        "same_patient": st.booleans(),
+        "same_study": st.booleans(),
+        "references_exist": st.booleans(),
+        "modality": st.one_of(st.just("CT"), st.lists(st.sampled_from(["RTSTRUCT", "SEG"]), min_size=1, max_size=2)),
+    },
+)
 _flow = st.fixed_dictionaries(
     {"name": _name, "triggers": st.lists(_trigger, max_size=3), "models": st.lists(_model, min_size=1, max_size=3)},
     optional={
@@ -85,6 +97,7 @@ _flow = st.fixed_dictionaries(
         "concurrency_limit": st.integers(1, 100),
         "destinations": st.lists(_node, max_size=2),
         "return_to_sender_on_port": st.lists(st.integers(1, 65535), max_size=2),
+        "expect": _expect,
     },
 )
 
@@ -153,6 +166,29 @@ def test_a_limit_of_runs_at_once_counts_for_the_digest_only_where_it_is_set() ->
 def test_a_limit_of_runs_at_once_is_a_number_of_runs(limit: object) -> None:
     with pytest.raises(ValidationError, match="concurrency_limit"):
         flow(concurrency_limit=limit)
+
+
+def test_what_is_expected_counts_for_the_digest_only_where_it_is_set() -> None:
+    assert "expect" not in flow().model_dump()
+    assert flow(expect={}).model_dump()["expect"] == {"same_patient": True}
+    digests = {flow(expect=expect).digest for expect in ({}, {"same_patient": False}, {"min_files": 1})}
+    assert len(digests | {flow().digest}) == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, None),
+        ({"expect": {}}, Expect()),
+        ({"destinations": [{"host": "h", "port": 1, "ae_title": "A"}]}, Expect()),
+        ({"return_to_sender_on_port": [1]}, Expect()),
+        ({"return_to_sender_on_port": [1], "expect": {"same_patient": "no"}}, Expect(same_patient=False)),
+    ],
+)
+def test_the_patient_is_looked_at_before_anything_is_sent_unless_the_flow_says_otherwise(
+    values: dict[str, Any], expected: Expect | None
+) -> None:
+    assert flow(**values).expected == expected
 
 
 def test_a_definition_cannot_be_changed() -> None:
