@@ -28,7 +28,7 @@ from flows_engine.expectations import (
 )
 from flows_engine.handoff.study_store import Fingerprint, TagColumn
 from flows_engine.instance_facts import instance_facts
-from flows_engine.output_files import OutputFiles, is_dicom, output_files
+from flows_engine.output_files import OutputFiles, is_dicom, output_files, result_files
 from flows_engine.redaction import Redactor, redactor_for
 
 _MOST_FILES_NAMED: Final = 3
@@ -67,7 +67,7 @@ def check_output(
     ``UnexpectedOutputError``, whose message names files without the patient and the study, and ``WorkspaceError`` for
     what cannot be listed or opened.
     """
-    found = output_files(folder)
+    found = result_files(folder)
     dicom = frozenset(file for file in found.files if is_dicom(file))
     given = (received(fingerprint) or _received(input_folder)) if expect.of_instances else None
     sentence = _sentence(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from flows_engine.delivery_journal import DeliveryJournal
 from flows_engine.errors import DeliveryRefusedError, DestinationUnavailableError, NothingToSendError
 from flows_engine.interfaces import Destination, Rejection
-from flows_engine.output_files import is_dicom, output_files
+from flows_engine.output_files import is_dicom, result_files
 
 _MAX_REASONS: Final = 3
 
@@ -43,7 +43,7 @@ def deliver(
     Raises ``NothingToSendError`` where the folder has no DICOM file, ``DestinationUnavailableError`` where a retry may
     help (it sends only what is missing), ``DeliveryRefusedError`` where the destination does not want some of them.
     """
-    found = output_files(folder)
+    found = result_files(folder)
     files = tuple(file for file in found.files if is_dicom(file))
     not_dicom_count = len(found.files) - len(files)
     if not files:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import docker
@@ -28,7 +29,7 @@ from flows_engine.errors import (
     RunHaltedError,
 )
 from flows_engine.gpu_request import gpu_request, why_refused
-from flows_engine.host_paths import HostPaths
+from flows_engine.host_paths import EngineMount, HostPaths
 from flows_engine.interfaces import BindMount, ContainerResult, ContainerSpec
 from flows_engine.log_lines import LogLines
 from flows_engine.registry_silence import RegistrySilence
@@ -193,7 +194,7 @@ class DockerRunner:
             events.put(None)
 
     def _create(self, client: docker.DockerClient, spec: ContainerSpec) -> None:
-        paths = HostPaths(engine_url=self.engine_url)
+        paths = HostPaths(engine_url=self.engine_url, mounts_of=lambda number: _mounts(client, number))
         options = dict(spec.options)
         log_config = options.pop("log_config", None)
         if isinstance(log_config, dict):
@@ -304,6 +305,18 @@ def _device_request(gpu_ids: tuple[str, ...], engine_info: Mapping[str, Any]) ->
 
 def _mount(mount: BindMount, paths: HostPaths) -> Mount:
     return Mount(target=mount.target, source=str(paths.of(mount.source)), type="bind", read_only=mount.read_only)
+
+
+def _mounts(client: docker.DockerClient, container_id: str) -> list[EngineMount]:
+    try:
+        found = client.api.inspect_container(container_id)
+    except NotFound:
+        return []
+    return [
+        EngineMount(source=Path(mount["Source"]), destination=Path(mount["Destination"]))
+        for mount in found.get("Mounts") or ()
+        if mount.get("Source")
+    ]
 
 
 def _digest(client: docker.DockerClient, image: str) -> str | None:

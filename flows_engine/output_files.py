@@ -12,6 +12,9 @@ from typing import BinaryIO, Final
 
 from flows_engine.errors import WorkspaceError
 
+RESULT_FILE: Final = "result.json"
+"""What a model says of its result, at the top of its output folder. It is no part of the result."""
+
 _PREAMBLE_BYTES: Final = 128
 _MAGIC: Final = b"DICM"
 
@@ -35,6 +38,12 @@ def output_files(folder: Path) -> OutputFiles:
         else:
             skipped[_kind(mode)] += 1
     return OutputFiles(files=tuple(Path(path) for path in sorted(files)), skipped=dict(sorted(skipped.items())))
+
+
+def result_files(folder: Path) -> OutputFiles:
+    """List ``folder`` as ``output_files`` does, without what is no part of the result."""
+    found = output_files(folder)
+    return OutputFiles(files=tuple(file for file in found.files if file != folder / RESULT_FILE), skipped=found.skipped)
 
 
 def is_dicom(path: Path) -> bool:

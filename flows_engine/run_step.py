@@ -20,6 +20,7 @@ from flows_engine.definition.step_graph import RESULT
 from flows_engine.errors import EngineError, ModelFailedError
 from flows_engine.gpu_memory import total_mib
 from flows_engine.interfaces import ContainerResult, ContainerRunner
+from flows_engine.model_result import UnusableResultError, read_result
 from flows_engine.output_files import output_files
 from flows_engine.run_record import Amount, StepRecord, write_record
 from flows_engine.static_mounts import StaticMounts
@@ -42,6 +43,8 @@ class StepResult(BaseModel):
     duration_seconds: float
     started_at: float = 0.0
     """In seconds since 1970. Tells this result from that of the same step run again; 0 where it was kept earlier."""
+    result: str = ""
+    """What the model says of it in ``result.json``, without the patient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +150,8 @@ def run_step(
             output=left.amount,
         )
         write_record(record, workspace.step_record(step))
+        output_dir = folders.outputs.get(RESULT) or next(iter(folders.outputs.values()))
+        said = _said(output_dir, redact=redact, must_be_usable=bool(definition.model_decides), logger=logger)
     except EngineError as error:
         raise type(error)(f"{title}: {error}") from error
     if result.exit_code != 0:
@@ -160,13 +165,31 @@ def run_step(
         extra={"action": "model_ended"},
     )
     return StepResult(
-        output_dir=str(folders.outputs.get(RESULT) or next(iter(folders.outputs.values()))),
+        output_dir=str(output_dir),
         file_count=left.amount.files,
         exit_code=result.exit_code,
         image_digest=result.image_digest,
         started_at=result.started_at,
         duration_seconds=round(result.duration_seconds, 3),
+        result=said,
     )
+
+
+def _said(
+    folder: Path,
+    *,
+    redact: Callable[[str], str],
+    must_be_usable: bool,
+    logger: logging.Logger | logging.LoggerAdapter[logging.Logger],
+) -> str:
+    """Return what a model says of its result. Where it decides on something, it has to be understood."""
+    try:
+        return read_result(folder, redact=redact)
+    except UnusableResultError as error:
+        if must_be_usable:
+            raise
+        logger.warning("%s; nothing is made of it", error)
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)

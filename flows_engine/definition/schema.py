@@ -11,7 +11,7 @@ import json
 import re
 from ipaddress import ip_address
 from pathlib import PurePosixPath
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -105,6 +105,10 @@ def kind_of_gpu(written: str) -> str:
 
 def _is_none(value: object) -> bool:
     return value is None
+
+
+def _is_empty(value: object) -> bool:
+    return not value
 
 
 class _Part(BaseModel):
@@ -316,6 +320,10 @@ class FlowDefinition(_Part):
     models: Annotated[tuple[Model, ...], BeforeValidator(as_list)] = Field(min_length=1)
     destinations: Annotated[tuple[Node, ...], BeforeValidator(as_list)] = ()
     return_to_sender_on_port: Annotated[tuple[Port, ...], BeforeValidator(as_list)] = ()
+    model_decides: Annotated[tuple[Literal["skip_send", "destinations"], ...], BeforeValidator(as_list)] = Field(
+        default=(), exclude_if=_is_empty
+    )
+    """On what the last model may decide, by its ``result.json``."""
     expect: Annotated[Expect | None, BeforeValidator(_something)] = Field(default=None, exclude_if=_is_none)
 
     @field_validator("name")

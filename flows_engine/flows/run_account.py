@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from prefect import get_run_logger, runtime
-from prefect.artifacts import create_markdown_artifact
 
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.errors import EngineError
 from flows_engine.run_record import as_markdown
+from flows_engine.tasks.artifact import show
 from flows_engine.wiring import site_engine
 
 
 def give_account(definition: FlowDefinition, *, run_id: str, study_id: str, state: str) -> None:
     """Keep what the run did, up to the ``state`` that it ends in. A run does not fail because it cannot be kept."""
+    logger = get_run_logger()
     try:
         record = site_engine().record(
             definition, run_id=run_id, study_id=study_id, attempt=runtime.flow_run.run_count, state=state
         )
-        create_markdown_artifact(as_markdown(record), description="What was run, and how")
     except EngineError as error:
-        get_run_logger().warning("what the run did is not kept: %s", error)
-    # Prefect's server may refuse an artifact, or be away. The run is over, and its folder has the record.
-    except Exception as error:  # noqa: BLE001
-        get_run_logger().warning("the artifact of the run cannot be made (%s)", type(error).__name__)
+        logger.warning("what the run did is not kept: %s", error)
+    else:
+        show(as_markdown(record), description="What was run, and how", logger=logger)

@@ -9,6 +9,7 @@ import pytest
 from prefect import State
 
 import flows_engine.flows.process_study as recipe
+import flows_engine.flows.send as send_module
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.run_step import StepResult
 from tests.integration.test_process_study import FakeEngine, engine
@@ -71,9 +72,9 @@ def test_what_a_model_left_when_it_ran_again_is_sent_again() -> None:
         output_dir="/runs/0", file_count=1, exit_code=0, image_digest="", duration_seconds=1, started_at=1
     )
     parameters = [{"last": first.model_copy(update={"started_at": began})} for began in (1, 1, 2)]
-    policy = recipe.send_results.cache_policy
+    policy = send_module.send_results.cache_policy
     # As much of a task run as Prefect makes a key of. A namespace holds the task in the instance: read as an attribute
     # of a class, Prefect would bind it as a method, for good.
-    context = SimpleNamespace(task=recipe.send_results, task_run=SimpleNamespace(flow_run_id="run"))
+    context = SimpleNamespace(task=send_module.send_results, task_run=SimpleNamespace(flow_run_id="run"))
     keys = [policy.compute_key(task_ctx=context, inputs=given, flow_parameters={}) for given in parameters]
     assert keys[0] == keys[1] != keys[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -19,6 +20,7 @@ from prefect.context import refresh_global_settings_context
 
 import flows_engine.flows.process_study as recipe
 import flows_engine.flows.run_account as account_module
+import flows_engine.flows.send as send_module
 import flows_engine.tasks.check_output as check_output_module
 import flows_engine.tasks.run_model as run_model_module
 import flows_engine.tasks.send_results as send_results_module
@@ -54,6 +56,7 @@ class FakeEngine:
         self.together = threading.Barrier(1)
         self.halted: list[int] = []
         self.records: list[RunRecord] = []
+        self.results: dict[int, str] = {}
 
     @contextmanager
     def claim(self, *, run_id: str) -> Iterator[None]:
@@ -75,7 +78,12 @@ class FakeEngine:
             self.halted.append(step)
             raise RunHaltedError
         return StepResult(
-            output_dir=f"/runs/{step}", file_count=3, exit_code=0, image_digest="sha256:0", duration_seconds=0.1
+            output_dir=f"/runs/{step}",
+            file_count=3,
+            exit_code=0,
+            image_digest="sha256:0",
+            duration_seconds=0.1,
+            result=self.results.get(step, ""),
         )
 
     def check_output(self, definition: FlowDefinition, *, output_dir: str, **_: object) -> None:
@@ -112,7 +120,7 @@ class FakeEngine:
 @pytest.fixture
 def engine(empty_prefect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
     engine = FakeEngine()
-    for module in (recipe, account_module, run_model_module, check_output_module, send_results_module):
+    for module in (recipe, account_module, send_module, run_model_module, check_output_module, send_results_module):
         monkeypatch.setattr(module, "site_engine", lambda: engine)
     with monkeypatch.context() as environment:
         environment.setenv("SEND_RETRY_DELAYS_SECONDS", "0")
@@ -318,3 +326,35 @@ def test_a_run_does_not_fail_because_its_account_cannot_be_kept(
 
     assert process().name == "Completed"
     assert "what the run did is not kept: run.json cannot be written" in caplog.text
+
+
+def test_a_model_may_decide_that_nothing_is_sent_where_its_flow_lets_it(engine: FakeEngine):
+    engine.results[1] = json.dumps({"skip_send": True, "reason": "no contrast `agent`"})
+    nodes = [{"host": "pacs", "port": 104, "ae_title": "PACS"}]
+
+    state = process(destinations=nodes, model_decides=["skip_send"])
+
+    assert (state.name, state.message) == (
+        "Completed",
+        "2 models run, nothing sent, as its model says: no contrast `agent`",
+    )
+    assert engine.calls == ["model 0", "model 1"]
+    run, states = only_run()
+    assert "Sending" not in states
+    with get_client(sync_client=True) as client:
+        kept = [artifact.data for artifact in client.read_artifacts() if artifact.flow_run_id == run.id]
+    (shown,) = (text for text in kept if str(text).startswith("```json"))
+    assert str(shown).count("`") == 6
+    assert json.loads(str(shown).removeprefix("```json").removesuffix("```"))["reason"] == "no contrast `agent`"
+
+
+def test_a_model_decides_on_nothing_where_its_flow_does_not_say_so(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+):
+    engine.results[1] = json.dumps({"skip_send": True, "destinations": ["OTHER"]})
+
+    state = process(destinations=[{"host": "pacs", "port": 104, "ae_title": "PACS"}])
+
+    assert state.name == "Completed"
+    assert engine.calls[-1] == "/runs/1 to PACS at pacs:104"
+    assert "decides on skip_send and destinations, which the flow does not leave to its model" in caplog.text

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows_engine.errors import EngineUnavailableError, HostPathError
-from flows_engine.host_paths import HostPaths
+from flows_engine.host_paths import EngineMount, HostPaths
 
 
 @pytest.fixture
@@ -66,16 +66,63 @@ def test_where_namespaces_are_secret_the_mount_table_tells(
             paths.of(tmp_path)
 
 
-def test_an_engine_outside_our_process_namespace_is_refused(
-    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def engine_outside(engine: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An engine outside our process namespace."""
+
     class Foreign(socket.socket):
         def getsockopt(self, *_: object) -> bytes:  # type: ignore[override]
             return struct.pack("3i", 0, 0, 0)
 
     monkeypatch.setattr("flows_engine.host_paths.socket.socket", Foreign)
-    with pytest.raises(HostPathError, match=r"outside it.*--pid=host"):
-        HostPaths(engine_url=engine).of(tmp_path)
+    return engine
+
+
+CONTAINER = "0123456789abcdef" * 4
+
+
+def in_a_container(proc: Path, root: str) -> None:
+    line = f"12 11 8:1 {root} /etc/hostname rw - ext4 /dev/sda rw\n"
+    (proc / "self" / "mountinfo").write_text("11 1 0:1 / / rw - overlay overlay rw\n" + line)
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        f"/var/lib/docker/containers/{CONTAINER}/hostname",
+        f"/srv/storage/overlay-containers/{CONTAINER}/userdata/hostname",
+    ],
+)
+def test_in_a_container_the_engine_says_what_it_has_mounted_there(
+    engine_outside: str, proc: Path, tmp_path: Path, root: str
+) -> None:
+    in_a_container(proc, root)
+    mounts = {
+        CONTAINER: [
+            EngineMount(source=Path("/srv/dicom"), destination=tmp_path),
+            EngineMount(source=Path("/fast/runs"), destination=tmp_path / "runs"),
+        ]
+    }
+    paths = HostPaths(engine_url=engine_outside, proc=proc, mounts_of=lambda number: mounts[number])
+    assert paths.of(tmp_path / "studies" / "1") == Path("/srv/dicom/studies/1")
+    assert paths.of(tmp_path / "runs" / "1") == Path("/fast/runs/1")
+    assert paths.of(tmp_path / "runs-of-others") == Path("/srv/dicom/runs-of-others")
+    with pytest.raises(HostPathError, match="in none of its mounts"):
+        paths.of(tmp_path.parent / "elsewhere")
+
+
+def test_an_engine_that_does_not_know_our_container_is_refused(engine_outside: str, proc: Path, tmp_path: Path) -> None:
+    in_a_container(proc, f"/var/lib/docker/containers/{CONTAINER}/hostname")
+    with pytest.raises(HostPathError, match="knows nothing"):
+        HostPaths(engine_url=engine_outside, proc=proc).of(tmp_path)
+
+
+def test_an_engine_outside_our_process_namespace_is_refused(engine_outside: str, proc: Path, tmp_path: Path) -> None:
+    paths = HostPaths(
+        engine_url=engine_outside, proc=proc, mounts_of=lambda _: [EngineMount(source=tmp_path, destination=tmp_path)]
+    )
+    with pytest.raises(HostPathError, match="knows nothing"):
+        paths.of(tmp_path)
 
 
 @pytest.mark.parametrize("url", ["tcp://10.0.0.1:2376", "ssh://gpu-host", "npipe:////./pipe/docker_engine"])
