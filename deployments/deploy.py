@@ -8,6 +8,7 @@ import typer
 from prefect.client.orchestration import get_client
 
 from deployments.apply import bring_into_step, make_pools, plan_changes
+from deployments.lost_runs import watch_for_lost_runs
 from deployments.plan import Change, desired_deployment, pools_for, reprocess_deployment
 from deployments.server_errors import told_in_one_line
 from flows_engine.definition.catalogue import FlowCatalogue
@@ -26,6 +27,8 @@ def deploy_definitions(settings: SiteSettings, *, dry_run: bool) -> int:
     with get_client(sync_client=True) as client, told_in_one_line(client.api_url):
         bring = plan_changes if dry_run else bring_into_step
         changes = bring(client, definitions, instance_id=instance_id(settings.data_dir))
+        if not dry_run:
+            watch_for_lost_runs(client)
     _print(changes, otherwise=f"all {len(definitions)} deployments are as their definitions say")
     return status
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from prefect.client.orchestration import SyncPrefectClient
 
 from deployments.deployment_keeper import DeploymentKeeper
+from deployments.lost_runs import watch_for_lost_runs
 from deployments.successor import finish_moves
 from dicom_gateway.prefect_trigger import PrefectTrigger
 from dicom_gateway.run_history import PrefectRunHistory
@@ -55,6 +56,8 @@ def _finish_what_was_cut_off(client: SyncPrefectClient) -> None:
     withdrawn = PrefectRunHistory(client).withdraw_cancelled()
     if withdrawn:
         logger.info("runs of cancelled requests that were withdrawn: %d", withdrawn, extra={"action": "withdrawn"})
+    if watch_for_lost_runs(client):
+        logger.info("runs whose host is gone will be shown as Crashed", extra={"action": "automation_made"})
 
 
 def _log(change: CatalogueChange) -> None:

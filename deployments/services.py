@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from deployments.embedded_postgres import connection_url, socket_path
 from flows_engine.definition import naming
@@ -88,6 +89,8 @@ def host_plan(facts: HostFacts) -> HostPlan:
         environment.setdefault("PREFECT_API_SSL_CERT_FILE", str(_NO_AUTHORITY))
     if own_database:
         environment["PREFECT_API_DATABASE_CONNECTION_URL"] = connection_url(postgres_data)
+    # The automation for lost runs counts on it; the site's own would have it take healthy runs for dead.
+    environment[_HEARTBEAT] = PREFECT_DEFAULTS[_HEARTBEAT]
     # The workers start flow runs as plain `python`: it has to be this one.
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
     return HostPlan(services=tuple(services), environment=environment, api_url=api_url)
@@ -98,6 +101,7 @@ def host_plan(facts: HostFacts) -> HostPlan:
 # whose validity ended before it began: by it, nobody is ever trusted.
 _NO_AUTHORITY = Path(__file__).with_name("no_authority.pem")
 
+_HEARTBEAT: Final = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 PREFECT_DEFAULTS = {
     # Patient data is near: nothing is reported to anyone.
     "DO_NOT_TRACK": "1",
@@ -107,6 +111,9 @@ PREFECT_DEFAULTS = {
     # Workers hear of new runs at once. This is for what is said while they are not listening, and for runs that are due
     # later; Prefect's default is ten seconds.
     "PREFECT_WORKER_QUERY_SECONDS": "5",
+    # A run says that it lives; where it does not any more, an automation makes it Crashed.
+    # In seconds; Prefect allows no less.
+    _HEARTBEAT: "30",
     # In memory, Prefect's default, a server that starts again ends every run of a flow that has a concurrency_limit.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     # Under a long queue Prefect would give every waiting run another state, Late, which says nothing that we do not

@@ -18,8 +18,11 @@ from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterDeploymentId,
     FlowRunFilterState,
+    FlowRunFilterStateName,
     FlowRunFilterStateType,
+    FlowRunFilterTags,
     WorkerFilter,
     WorkerFilterStatus,
     WorkPoolFilter,
@@ -28,7 +31,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
-from flows_engine.definition.naming import FLOW_NAME, REPROCESS_FLOW_NAME
+from flows_engine.definition.naming import FLOW_NAME, HOST_LOST, REPROCESS_FLOW_NAME, study_tags
 from flows_engine.definition.state_codes import CODE_OF_NAME
 from flows_engine.handoff.run_claim import began_here, is_claimed
 
@@ -70,6 +73,14 @@ def resume_stranded_runs(
             when_cancelled(str(run.id))
         _resume(client, run)
         resumed += 1
+    for run in _given_up(client, pool=pool):
+        folder = runs_folder / str(run.id)
+        # Whose process lives was cut off from the server only, and will say how it ended. In place of one that seemed
+        # to be lost, a person may have had the study processed again.
+        if began_here(folder) and not is_claimed(folder) and not _has_a_later_one(client, run):
+            remove_containers(str(run.id))
+            _resume(client, run)
+            resumed += 1
     return resumed
 
 
@@ -80,12 +91,33 @@ def _other_workers(client: SyncPrefectClient, *, pool: str, worker_name: str) ->
 
 
 def _unfinished(client: SyncPrefectClient, *, pool: str) -> list[FlowRun]:
-    begun = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+    begun = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+    return _in_states(client, FlowRunFilterState(type=begun), pool=pool)
+
+
+def _given_up(client: SyncPrefectClient, *, pool: str) -> list[FlowRun]:
+    """Return the runs that were made Crashed because nothing was heard of their host."""
+    return _in_states(client, FlowRunFilterState(name=FlowRunFilterStateName(any_=[HOST_LOST])), pool=pool)
+
+
+def _has_a_later_one(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Tell whether the same flow was run on the same study since."""
+    study = study_tags(run.tags)
+    same = FlowRunFilter(
+        tags=FlowRunFilterTags(all_=study), deployment_id=FlowRunFilterDeploymentId(any_=[run.deployment_id])
+    )
+    if not study or run.deployment_id is None:
+        return False
+    made = run.created or datetime.now(UTC)
+    return any(other.created and other.created > made for other in client.read_flow_runs(flow_run_filter=same))
+
+
+def _in_states(client: SyncPrefectClient, states: FlowRunFilterState, *, pool: str) -> list[FlowRun]:
     found: list[FlowRun] = []
     while len(found) % _PAGE == 0:
         page = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW_NAME, REPROCESS_FLOW_NAME])),
-            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun))),
+            flow_run_filter=FlowRunFilter(state=states),
             work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
             limit=_PAGE,
             offset=len(found),

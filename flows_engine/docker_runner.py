@@ -79,12 +79,20 @@ class DockerRunner:
     ) -> ContainerResult:
         """Run a container and return how it ended; see ``ContainerRunner`` for what is promised."""
         with self._engine() as client:
+            engine_version = str(client.version().get("Version", ""))
             image_digest = self._image(client, spec, on_notice, is_halted)
             self._remove(spec.name)
             try:
                 with _refusals(spec):
                     self._create(client, spec)
-                    return self._follow(client, spec, image_digest=image_digest, on_line=on_line, is_halted=is_halted)
+                    return self._follow(
+                        client,
+                        spec,
+                        image_digest=image_digest,
+                        engine_version=engine_version,
+                        on_line=on_line,
+                        is_halted=is_halted,
+                    )
             except ModelTimedOutError:
                 raise
             except BaseException:
@@ -217,6 +225,7 @@ class DockerRunner:
         spec: ContainerSpec,
         *,
         image_digest: str,
+        engine_version: str,
         on_line: Callable[[str], None],
         is_halted: Callable[[], bool],
     ) -> ContainerResult:
@@ -249,7 +258,7 @@ class DockerRunner:
             started_at=started_at,
             duration_seconds=duration_seconds,
             log_tail=log.tail,
-            engine_version=str(client.version().get("Version", "")),
+            engine_version=engine_version,
             peak_memory_bytes=memory.peak_bytes,
         )
 

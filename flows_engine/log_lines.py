@@ -97,6 +97,11 @@ class _Stream:
         return [_text(self._pending.removesuffix(b"\r"))] if is_line else []
 
 
+def on_one_line(text: str) -> str:
+    """Return a text as one line, its control characters escaped as in a log."""
+    return " ".join(text.split()).translate(_CONTROL)
+
+
 def _text(line: bytes) -> str:
     return line.decode("utf-8", errors="replace").translate(_CONTROL)
 

@@ -67,8 +67,6 @@ class RunRecord(_Record):
     version: str
     definition_digest: str
     """The SHA-256 of the definition, as the run was made with it."""
-    attempt: int
-    """How often the run was started, counted from 1."""
     worker_host: str
     ended_at: datetime
     state: str
@@ -107,7 +105,7 @@ def as_markdown(record: RunRecord) -> str:
         "",
         f"Study `{record.study_id}`, definition `{record.definition_digest[:12]}`",
         "",
-        f"{record.state}, attempt {record.attempt}, on {_literal(record.worker_host)}",
+        f"{record.state}, on {_literal(record.worker_host)}",
         "",
         "| model | image | exit code | seconds | peak memory | input | output | GPU |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -127,7 +125,7 @@ def _row(step: StepRecord) -> str:
     memory = "" if step.peak_memory_bytes is None else f"{step.peak_memory_bytes / _MIB:.0f} MiB"
     cells = [
         str(step.model),
-        f"`{_literal(step.image)}` `{step.image_digest.rpartition(':')[2][:12]}`",
+        f"`{step.image}` `{step.image_digest.rpartition(':')[2][:12]}`",
         str(step.exit_code),
         f"{step.duration_seconds:.1f}",
         memory,

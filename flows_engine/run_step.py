@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from flows_engine.branch_slots import branch_slot
 from flows_engine.container_spec import TASK_LABEL, Origin, container_spec, task_label
@@ -20,7 +20,7 @@ from flows_engine.definition.step_graph import RESULT
 from flows_engine.errors import EngineError, ModelFailedError
 from flows_engine.gpu_memory import total_mib
 from flows_engine.interfaces import ContainerResult, ContainerRunner
-from flows_engine.model_result import UnusableResultError, read_result
+from flows_engine.model_result import Decision, UnusableResultError, decision, read_result, shown
 from flows_engine.output_files import output_files
 from flows_engine.run_record import Amount, StepRecord, write_record
 from flows_engine.static_mounts import StaticMounts
@@ -28,6 +28,10 @@ from flows_engine.step_gpus import step_gpus
 from flows_engine.workspace import Workspace, open_for_reading
 
 _MAX_REASON: Final = 300
+
+
+def _is_empty(value: object) -> bool:
+    return not value
 
 
 class StepResult(BaseModel):
@@ -43,8 +47,10 @@ class StepResult(BaseModel):
     duration_seconds: float
     started_at: float = 0.0
     """In seconds since 1970. Tells this result from that of the same step run again; 0 where it was kept earlier."""
-    result: str = ""
+    result: str = Field(default="", exclude_if=_is_empty)
     """What the model says of it in ``result.json``, without the patient."""
+    decision: Decision | None = Field(default=None, exclude_if=_is_empty)
+    """What the model decides by it, if it is the one whose output is sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +123,10 @@ def run_step(
                     is_halted=is_halted,
                 )
             )
+            mounts = host.static_mounts.resolve(model.static_mounts)
+            # Of what is there now: an archive may be replaced while the model runs.
+            static_digests = host.static_mounts.digests(model.static_mounts)
+            taken = _amount(list(sources.values()))
             spec = container_spec(
                 definition,
                 step=step,
@@ -124,7 +134,7 @@ def run_step(
                 origin=origin,
                 gpu_ids=held.gpus,
                 gpu_lease=held.name,
-                static_mounts=host.static_mounts.resolve(model.static_mounts),
+                static_mounts=mounts,
                 default_mem_limit=host.default_mem_limit,
             )
             logger.info("%s starts", title, extra={"action": "model_started"})
@@ -135,27 +145,38 @@ def run_step(
                 is_halted=is_halted,
             )
         left = _left(folders.outputs.values())
-        record = StepRecord(
-            model=step + 1,
-            image=model.docker_kwargs.image,
-            image_digest=result.image_digest,
-            gpus=spec.gpu_ids,
-            static_digests=host.static_mounts.digests(model.static_mounts),
-            engine_version=result.engine_version,
-            started_at=datetime.fromtimestamp(result.started_at, UTC),
-            duration_seconds=round(result.duration_seconds, 3),
-            exit_code=result.exit_code,
-            peak_memory_bytes=result.peak_memory_bytes,
-            input=_amount(list(sources.values())),
-            output=left.amount,
+        _keep(
+            StepRecord(
+                model=step + 1,
+                image=model.docker_kwargs.image,
+                image_digest=result.image_digest,
+                gpus=spec.gpu_ids,
+                static_digests=static_digests,
+                engine_version=result.engine_version,
+                started_at=datetime.fromtimestamp(result.started_at, UTC),
+                duration_seconds=round(result.duration_seconds, 3),
+                exit_code=result.exit_code,
+                peak_memory_bytes=result.peak_memory_bytes,
+                input=taken,
+                output=left.amount,
+            ),
+            workspace.step_record(step),
+            logger=logger,
         )
-        write_record(record, workspace.step_record(step))
-        output_dir = folders.outputs.get(RESULT) or next(iter(folders.outputs.values()))
-        said = _said(output_dir, redact=redact, must_be_usable=bool(definition.model_decides), logger=logger)
     except EngineError as error:
         raise type(error)(f"{title}: {error}") from error
     if result.exit_code != 0:
         raise ModelFailedError(f"{title} exited with code {result.exit_code}: {_last_words(result, redact)}")
+    output_dir = folders.outputs.get(RESULT) or next(iter(folders.outputs.values()))
+    try:
+        said = read_result(output_dir)
+        decides = step == definition.graph.result and bool(said)
+        decided = decision(definition, said, redact=redact) if decides else None
+    except UnusableResultError as error:
+        if step == definition.graph.result and definition.model_decides:
+            raise UnusableResultError(f"{title}: {error}") from error
+        logger.warning("%s; nothing is made of it", error)
+        said, decided = {}, None
     logger.info(
         "%s ended after %.1f seconds and left %d files%s",
         title,
@@ -171,25 +192,17 @@ def run_step(
         image_digest=result.image_digest,
         started_at=result.started_at,
         duration_seconds=round(result.duration_seconds, 3),
-        result=said,
+        result=shown(said, redact=redact),
+        decision=decided,
     )
 
 
-def _said(
-    folder: Path,
-    *,
-    redact: Callable[[str], str],
-    must_be_usable: bool,
-    logger: logging.Logger | logging.LoggerAdapter[logging.Logger],
-) -> str:
-    """Return what a model says of its result. Where it decides on something, it has to be understood."""
+def _keep(record: StepRecord, path: Path, *, logger: logging.Logger | logging.LoggerAdapter[logging.Logger]) -> None:
+    """Write down how a model was run. That this cannot be done is no reason to run it again."""
     try:
-        return read_result(folder, redact=redact)
-    except UnusableResultError as error:
-        if must_be_usable:
-            raise
-        logger.warning("%s; nothing is made of it", error)
-        return ""
+        write_record(record, path)
+    except EngineError as error:
+        logger.warning("how the model was run is not kept: %s", error)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,14 +43,14 @@ class StaticMounts:
         )
 
     def digests(self, mounts: Sequence[StaticMount]) -> dict[str, str | None]:
-        """Return the SHA-256 of each archive among the sources of ``mounts``, in hexadecimal, by its file name.
+        """Return the SHA-256 of each archive among the sources of ``mounts``, in hexadecimal, by its name there.
 
         It is taken when an archive is unpacked. A folder has none.
         """
         found: dict[str, str | None] = {}
         for mount in mounts:
             source = self._find(mount.source)
-            found[source.name] = None if source.is_dir() else self._digest(source)
+            found[mount.source] = None if source.is_dir() else self._digest(source)
         return found
 
     def _digest(self, archive: Path) -> str:

@@ -12,10 +12,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import IO, Final
 
 import zstandard
 
 from flows_engine.errors import StaticMountError
+
+_CHUNK_BYTES: Final = 1024 * 1024
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -43,12 +46,25 @@ def _opened(archive: Path, *, scratch: Path) -> Iterator[tarfile.TarFile]:
     with tempfile.TemporaryFile(dir=scratch) as plain:
         with archive.open("rb") as compressed:
             try:
-                zstandard.ZstdDecompressor().copy_stream(compressed, plain)
+                _decompress(compressed, plain)
             except zstandard.ZstdError as error:
                 raise tarfile.ReadError(str(error)) from error
         plain.seek(0)
         with tarfile.open(fileobj=plain) as members:
             yield members
+
+
+def _decompress(compressed: IO[bytes], plain: IO[bytes]) -> None:
+    """Raises ``EOFError`` where the last frame is cut short, which Zstandard's own ``copy_stream`` does not tell."""
+    frame = None
+    while chunk := compressed.read(_CHUNK_BYTES):
+        while chunk:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            plain.write(frame.decompress(chunk))
+            # Several frames may follow each other; what is left over begins the next one.
+            frame, chunk = (None, frame.unused_data) if frame.eof else (frame, b"")
+    if frame is not None:
+        raise EOFError("the archive ends too early")
 
 
 def _inside(name: str, archive: Path) -> tuple[str, ...]:

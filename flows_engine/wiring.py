@@ -21,7 +21,7 @@ from flows_engine.definition.step_graph import STUDY, StepGraph
 from flows_engine.deliver import DeliveryResult, deliver
 from flows_engine.destinations.dicom_node import DicomNode
 from flows_engine.docker_runner import DockerRunner, engine_url
-from flows_engine.errors import WorkspaceError
+from flows_engine.errors import EngineError, WorkspaceError
 from flows_engine.handoff.run_claim import RunClaimedError, claim
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.site_settings import SiteSettings, load_site_settings
@@ -67,6 +67,8 @@ class Engine:
         Running a step again begins it afresh. Raises an ``EngineError`` whose message names the model.
         """
         workspace = self._workspace(run_id)
+        if step == definition.graph.result:
+            workspace.forget_deliveries()
         try:
             record = self.store.record(study_id)
             sources = self._sources(definition.graph, step=step, study_id=study_id, workspace=workspace)
@@ -134,7 +136,10 @@ class Engine:
             logger=logger,
         )
         record = DeliveryRecord(destination=result.destination, instances=result.file_count)
-        write_record(record, workspace.delivery_record(number))
+        try:
+            write_record(record, workspace.delivery_record(number))
+        except EngineError as error:
+            logger.warning("what %s has is not kept: %s", result.destination, error)
         return result
 
     def sender(self, *, study_id: str) -> Sender:
@@ -157,7 +162,7 @@ class Engine:
                 raise WorkspaceError(str(error)) from error
             yield
 
-    def record(self, definition: FlowDefinition, *, run_id: str, study_id: str, attempt: int, state: str) -> RunRecord:
+    def record(self, definition: FlowDefinition, *, run_id: str, study_id: str, state: str) -> RunRecord:
         """Write down in its folder what a run did, and return it. Raises ``WorkspaceError`` and ``NoSpaceError``."""
         workspace = self._workspace(run_id)
         destinations = len(definition.destinations) + len(definition.return_to_sender_on_port)
@@ -167,7 +172,6 @@ class Engine:
             flow=definition.name,
             version=definition.version,
             definition_digest=definition.digest,
-            attempt=attempt,
             worker_host=socket.gethostname(),
             ended_at=datetime.now(UTC),
             state=state,

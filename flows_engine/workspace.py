@@ -65,6 +65,11 @@ class Workspace:
         """Return where it is written down what destination number ``destination`` (counted from 0) has."""
         return self.root / "deliveries" / f"{destination + 1}.json"
 
+    def forget_deliveries(self) -> None:
+        """Remove what is written down of deliveries, before another output is made; what has arrived stays known."""
+        for path in (self.root / "deliveries").glob("*.json"):
+            path.unlink(missing_ok=True)
+
     def prepare(
         self,
         step: int,
@@ -98,7 +103,10 @@ class Workspace:
                 output.chmod(_ANYONE)
             if config is not None:
                 (folder / "config").mkdir()
-                (folder / "config" / "config.yaml").write_text(config)
+                (folder / "config" / "config.yaml").write_text(config, encoding="utf-8")
+                # A container may run as any user, whatever this process's umask is.
+                (folder / "config").chmod(0o755)
+                (folder / "config" / "config.yaml").chmod(0o644)
             if copy_inputs:
                 for name, source in sources.items():
                     copies[name].parent.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Literal
 
 FLOW_NAME: Final = "process-study"
@@ -17,10 +18,13 @@ WORKER_TYPE: Final = "dicomflow"
 """The type of our work pools, and of the workers that serve them."""
 GONE_TAG: Final = "definition-gone"
 """On a deployment whose definition is gone, and on those of its runs that waited then."""
+HOST_LOST: Final = "HostLost"
+"""The name of the state, of the type CRASHED, of a run of which nothing is heard any more."""
 PRIORITIES: Final = range(6)
 # On a run that is to take the place of another in another queue, and does not yet: no worker takes it.
 MOVING_TAG: Final = "moving"
 _PRIORITY_TAG: Final = "priority:"
+_STUDY_TAG: Final = "study:"
 
 Gpu = bool | int | str
 """What a model says of GPUs: whether it needs one, how many (two or more), or of which kind one."""
@@ -84,7 +88,12 @@ def run_name(definition_name: str, study_id: str) -> str:
 
 def study_tag(study_id: str) -> str:
     """Return the tag by which all runs of one study are found."""
-    return f"study:{study_id}"
+    return f"{_STUDY_TAG}{study_id}"
+
+
+def study_tags(tags: Iterable[str]) -> list[str]:
+    """Return those of a run's tags that say which study it is on."""
+    return [tag for tag in tags if tag.startswith(_STUDY_TAG)]
 
 
 def priority_tag(priority: int) -> str:

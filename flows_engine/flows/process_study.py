@@ -68,13 +68,24 @@ def process_study(
     be_found(definition.name, study_id)
     try:
         with unforeseen_in_one_line(get_run_logger()), site_engine().claim(run_id=run_id):
+            state = _carried_out(definition, run_id=run_id, study_id=study_id, sender=sender)
+            give_account(definition, run_id=run_id, study_id=study_id, state=str(state.name))
+            return state
+    except EngineError as error:
+        return _failed(error)
+
+
+def _carried_out(definition: FlowDefinition, *, run_id: str, study_id: str, sender: Sender | None) -> State[Any]:
+    try:
+        with unforeseen_in_one_line(get_run_logger()):
             last = run_models(definition, run_id=run_id, study_id=study_id)
             announce("Finished")
             sent = send(definition, last, sender=sender, study_id=study_id, run_id=run_id)
     except EngineError as error:
-        get_run_logger().error("%s", error)
-        state: State[Any] = Failed(message=str(error))
-    else:
-        state = Completed(message=f"{counted(len(definition.models), 'model')} run, {sent}")
-    give_account(definition, run_id=run_id, study_id=study_id, state=str(state.name))
-    return state
+        return _failed(error)
+    return Completed(message=f"{counted(len(definition.models), 'model')} run, {sent}")
+
+
+def _failed(error: EngineError) -> State[Any]:
+    get_run_logger().error("%s", error)
+    return Failed(message=str(error))

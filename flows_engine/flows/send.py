@@ -14,7 +14,7 @@ from flows_engine.flows.literal_name import literal_name
 from flows_engine.flows.run_state import announce
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.site_settings import load_site_settings
-from flows_engine.model_result import choice
+from flows_engine.model_result import SENDER, Decision
 from flows_engine.run_step import StepResult
 from flows_engine.tasks.check_output import check_output
 from flows_engine.tasks.send_results import send_results
@@ -24,22 +24,29 @@ from flows_engine.wiring import site_engine
 
 def send(definition: FlowDefinition, last: StepResult, *, sender: Sender | None, study_id: str, run_id: str) -> str:
     """Look at what the last model left, then send it. Return in a few words what was sent. Raises ``EngineError``."""
-    chosen = choice(definition, last.result)
-    if chosen.passed_over:
+    decided = last.decision or Decision()
+    if decided.passed_over:
         get_run_logger().warning(
             "result.json decides on %s, which the flow does not leave to its model (model_decides)",
-            " and ".join(chosen.passed_over),
+            " and ".join(decided.passed_over),
         )
-    if chosen.skip_reason is not None:
-        return f"nothing sent, as its model says: {chosen.skip_reason}"
+    if decided.skip_reason is not None:
+        return f"nothing sent, as its model says: {decided.skip_reason}"
     if definition.expected is not None:
         check_output(definition, last, study_id=study_id)
-    nodes = list(chosen.nodes)
+
+    def gets_it(name: str) -> bool:
+        return decided.destinations is None or name in decided.destinations
+
+    # The number of a destination is its place in the flow, whoever gets it this time.
+    nodes = {number: node for number, node in enumerate(definition.destinations) if gets_it(node.ae_title)}
     failures: list[str] = []
-    for port in definition.return_to_sender_on_port if chosen.to_sender else ():
+    for number, port in enumerate(definition.return_to_sender_on_port, start=len(definition.destinations)):
+        if not gets_it(SENDER):
+            continue
         sender = sender or site_engine().sender(study_id=study_id)
         try:
-            nodes.append(Node(host=sender.host, port=port, ae_title=sender.ae_title))
+            nodes[number] = Node(host=sender.host, port=port, ae_title=sender.ae_title)
         except ValidationError:
             failures.append(f"nothing can be returned to port {port} of the sender: its AE title or host is unusable")
     if not nodes and not failures:
@@ -52,7 +59,7 @@ def send(definition: FlowDefinition, last: StepResult, *, sender: Sender | None,
             retries=len(delays),
             retry_delay_seconds=list(delays),
         ).submit(last, node=node, number=number, run_id=run_id)
-        for number, node in enumerate(nodes)
+        for number, node in nodes.items()
     ]
     outcomes: list[DeliveryResult] = []
     for future in futures:

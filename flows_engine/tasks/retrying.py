@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any, Final
 
 from prefect import State, Task
+from prefect.cache_policies import INPUTS, RUN_ID
 from prefect.client.schemas.objects import TaskRun
 
 from flows_engine.definition.schema import Model
 from flows_engine.errors import RetryableError
 
+# A result is kept for the retry of its run, also for one by a later version: not by the text of the task's function, as
+# Prefect would have it.
+BY_PARAMETERS: Final = INPUTS + RUN_ID
 _RETRIES: Final = 2
 _DELAYS_SECONDS: Final = (10.0, 60.0)
 

@@ -8,12 +8,18 @@ from flows_engine.definition.schema import FlowDefinition
 from flows_engine.halting import is_halted
 from flows_engine.run_step import StepResult
 from flows_engine.tasks.artifact import show
-from flows_engine.tasks.retrying import may_pass
+from flows_engine.tasks.retrying import BY_PARAMETERS, may_pass
 from flows_engine.tasks.unforeseen import unforeseen_in_one_line
 from flows_engine.wiring import site_engine
 
 
-@task(name="run model", persist_result=True, result_serializer="json", retry_condition_fn=may_pass)
+@task(
+    name="run model",
+    persist_result=True,
+    cache_policy=BY_PARAMETERS,
+    result_serializer="json",
+    retry_condition_fn=may_pass,
+)
 def run_model(definition: FlowDefinition, *, step: int, run_id: str, study_id: str) -> StepResult:
     """Run model number ``step`` (counted from 0). Raises an ``EngineError``."""
     logger = get_run_logger()

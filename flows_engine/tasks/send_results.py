@@ -7,12 +7,18 @@ from prefect import get_run_logger, task
 from flows_engine.definition.schema import Node
 from flows_engine.deliver import DeliveryResult
 from flows_engine.run_step import StepResult
-from flows_engine.tasks.retrying import may_pass
+from flows_engine.tasks.retrying import BY_PARAMETERS, may_pass
 from flows_engine.tasks.unforeseen import unforeseen_in_one_line
 from flows_engine.wiring import site_engine
 
 
-@task(name="send results", persist_result=True, result_serializer="json", retry_condition_fn=may_pass)
+@task(
+    name="send results",
+    persist_result=True,
+    cache_policy=BY_PARAMETERS,
+    result_serializer="json",
+    retry_condition_fn=may_pass,
+)
 def send_results(last: StepResult, *, node: Node, number: int, run_id: str) -> DeliveryResult:
     """Send what ``last`` left to ``node``, destination number ``number`` of the run. Raises an ``EngineError``.
 

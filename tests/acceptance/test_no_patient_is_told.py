@@ -10,10 +10,11 @@ from tests.factories import CANARIES, leaked_canaries
 pytestmark = [pytest.mark.docker, pytest.mark.dcmtk, pytest.mark.prefect]
 
 _PRINTS_HEADER = "echo printed:; strings -n 4 /input/*.dcm; cat /input/*.dcm | head -c 2000 | tr -c '[:print:]' '\\n'"
+_SAYS_HEADER = """printf '{"who": "%s"}' "$(strings /input/* | grep CANARY | head -1)" > /output/result.json"""
 
 
 def test_a_model_that_prints_its_input_gives_nobody_away(site: Site) -> None:
-    site.define("Talks", _PRINTS_HEADER, "cat /proc/self/mounts; ls -lR /input")
+    site.define("Talks", _PRINTS_HEADER, f"cat /proc/self/mounts; ls -lR /input; {_SAYS_HEADER}")
     site.define("TalksLast", "strings /input/*.dcm | grep CANARY | head -1 >&2; exit 5")
     files = site.study("Talks", "TalksLast")
     assert len(leaked_canaries(files[0].read_bytes().decode("latin-1"))) == len(CANARIES)
@@ -22,6 +23,7 @@ def test_a_model_that_prints_its_input_gives_nobody_away(site: Site) -> None:
     states = [site.api.await_final(run_id) for run_id in runs]
     assert [state["name"] for state in states] == ["Completed", "Failed"]
     assert states[1]["message"] == "model 1 (busybox) exited with code 5: [patient]"
+    assert r"who\": \"" in site.api.everything()  # JSON, in Markdown, in JSON
     log = site.api.log_until(runs[0], "printed:")
     assert any("[patient]" in line for line in log)
     assert "DicomFlow tests" in "\n".join(log)

@@ -34,6 +34,7 @@ from flows_engine.errors import (
     UnexpectedOutputError,
 )
 from flows_engine.handoff.run_request import Sender
+from flows_engine.model_result import Decision
 from flows_engine.run_record import RunRecord, as_markdown
 from flows_engine.run_step import StepResult
 
@@ -56,7 +57,8 @@ class FakeEngine:
         self.together = threading.Barrier(1)
         self.halted: list[int] = []
         self.records: list[RunRecord] = []
-        self.results: dict[int, str] = {}
+        self.results: dict[int, dict[str, Any]] = {}
+        self.decisions: dict[int, Decision] = {}
 
     @contextmanager
     def claim(self, *, run_id: str) -> Iterator[None]:
@@ -83,7 +85,8 @@ class FakeEngine:
             exit_code=0,
             image_digest="sha256:0",
             duration_seconds=0.1,
-            result=self.results.get(step, ""),
+            result=json.dumps(self.results[step]) if step in self.results else "",
+            decision=self.decisions.get(step),
         )
 
     def check_output(self, definition: FlowDefinition, *, output_dir: str, **_: object) -> None:
@@ -308,7 +311,7 @@ def test_a_run_gives_account_of_itself_whichever_way_it_ends(engine: FakeEngine,
     state = process()
 
     (record,) = engine.records
-    assert (record.state, record.attempt) == (state.name, 1)
+    assert record.state == state.name
     run, _ = only_run()
     assert record.run_id == str(run.id)
     with get_client(sync_client=True) as client:
@@ -329,7 +332,8 @@ def test_a_run_does_not_fail_because_its_account_cannot_be_kept(
 
 
 def test_a_model_may_decide_that_nothing_is_sent_where_its_flow_lets_it(engine: FakeEngine):
-    engine.results[1] = json.dumps({"skip_send": True, "reason": "no contrast `agent`"})
+    engine.results[1] = {"skip_send": True, "reason": "no contrast `agent`"}
+    engine.decisions[1] = Decision(skip_reason="no contrast `agent`")
     nodes = [{"host": "pacs", "port": 104, "ae_title": "PACS"}]
 
     state = process(destinations=nodes, model_decides=["skip_send"])
@@ -351,10 +355,23 @@ def test_a_model_may_decide_that_nothing_is_sent_where_its_flow_lets_it(engine: 
 def test_a_model_decides_on_nothing_where_its_flow_does_not_say_so(
     engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ):
-    engine.results[1] = json.dumps({"skip_send": True, "destinations": ["OTHER"]})
+    engine.decisions[1] = Decision(passed_over=("skip_send", "destinations"))
 
     state = process(destinations=[{"host": "pacs", "port": 104, "ae_title": "PACS"}])
 
     assert state.name == "Completed"
     assert engine.calls[-1] == "/runs/1 to PACS at pacs:104"
     assert "decides on skip_send and destinations, which the flow does not leave to its model" in caplog.text
+
+
+def test_only_the_destinations_that_the_model_chose_get_it(engine: FakeEngine):
+    engine.decisions[1] = Decision(destinations=("RESEARCH", "sender"))
+    nodes = [{"host": "pacs", "port": 104, "ae_title": title} for title in ("PACS", "RESEARCH")]
+
+    state = process(destinations=nodes, return_to_sender_on_port=[104], model_decides=["destinations"])
+
+    assert state.name == "Completed"
+    assert sorted(call for call in engine.calls if " to " in call) == [
+        "/runs/1 to RESEARCH at pacs:104",
+        "/runs/1 to SCANNER at 10.0.0.7:104",
+    ]

@@ -17,7 +17,8 @@ from prefect.states import Completed, Pending, Running, Scheduled
 from deployments import stranded_runs
 from deployments.apply import bring_into_step
 from deployments.stranded_runs import resume_stranded_runs
-from flows_engine.definition.naming import work_queue
+from flows_engine.definition import naming
+from flows_engine.definition.naming import HOST_LOST, work_queue
 from flows_engine.handoff.run_claim import claim
 from tests import services
 from tests.factories import run_parameters
@@ -174,6 +175,29 @@ def test_runs_of_another_pool_are_left_alone(host: Host):
 
     assert host.worker_starts(pool="gpu") == 0
     assert host[run].state_name == "Running"
+
+
+def test_a_run_that_was_given_up_with_its_host_goes_on_when_that_is_back(host: Host):
+    lost = State(type=StateType.CRASHED, name=HOST_LOST)
+    ours, elsewhere, alive = host.run(lost), host.run(lost, began=False), host.run(lost)
+    crashed = host.run(State(type=StateType.CRASHED, name="Crashed"))
+    with claim(host.runs / str(alive)):
+        assert host.worker_starts() == 1
+
+    names = {run_id: host.client.read_flow_run(run_id).state_name for run_id in (ours, elsewhere, alive, crashed)}
+    assert names == {ours: "AwaitingRetry", elsewhere: HOST_LOST, alive: HOST_LOST, crashed: "Crashed"}
+    assert host.cleared == [str(ours)]
+
+
+def test_a_run_that_was_given_up_stays_so_where_the_study_was_processed_again(host: Host):
+    tag = naming.study_tag(str(run_parameters(DEFINITION)["study_id"]))
+    lost = host.run(State(type=StateType.CRASHED, name=HOST_LOST))
+    host.client.update_flow_run(lost, tags=[tag])
+    again = host.run(Completed())
+    host.client.update_flow_run(again, tags=[tag])
+
+    assert host.worker_starts() == 0
+    assert host.client.read_flow_run(lost).state_name == HOST_LOST
 
 
 def test_several_stranded_runs_all_go_on(host: Host, monkeypatch: pytest.MonkeyPatch):

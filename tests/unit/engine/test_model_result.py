@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flows_engine.definition.schema import FlowDefinition
-from flows_engine.model_result import UnusableResultError, choice, read_result
+from flows_engine.model_result import Decision, UnusableResultError, decision, read_result, shown
 from flows_engine.redaction import Redactor
 
 REDACT = Redactor(["Doe^John", "4711-0815"])
@@ -30,20 +30,35 @@ def definition(*decides: str, **keys: Any) -> FlowDefinition:
     )
 
 
+def told(folder: Path, redact: Redactor = REDACT) -> Any:
+    return json.loads(shown(read_result(folder), redact=redact))
+
+
 def test_none_is_nothing(tmp_path: Path) -> None:
-    assert read_result(tmp_path, redact=REDACT) == ""
+    assert read_result(tmp_path) == {}
+    assert shown({}, redact=REDACT) == ""
 
 
 def test_it_is_told_without_the_patient_wherever_that_stands(tmp_path: Path) -> None:
     said = {"volume": 1.5, "who": ["Doe^John"], "Doe^John": {"id": "4711-0815"}, "none": None, "yes": True}
     (tmp_path / "result.json").write_text(json.dumps(said))
-    told = json.loads(read_result(tmp_path, redact=REDACT))
-    assert told == {"volume": 1.5, "who": ["[patient]"], "[patient]": {"id": "[patient]"}, "none": None, "yes": True}
+    assert told(tmp_path) == {
+        "volume": 1.5,
+        "who": ["[patient]"],
+        "[patient]": {"id": "[patient]"},
+        "none": None,
+        "yes": True,
+    }
 
 
 def test_a_number_may_be_an_id(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"id": 47110815, "other": 12}')
-    assert json.loads(read_result(tmp_path, redact=Redactor(["47110815"]))) == {"id": "[patient]", "other": 12}
+    assert told(tmp_path, Redactor(["47110815"])) == {"id": "[patient]", "other": 12}
+
+
+def test_half_a_character_is_none(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(r'{"a": "x\ud800", "b": "\ud83d\ude00"}')
+    assert told(tmp_path) == {"a": "x?", "b": "\U0001f600"}
 
 
 def _link(path: Path) -> None:
@@ -67,42 +82,46 @@ def _link(path: Path) -> None:
 def test_what_is_no_result_is_told(tmp_path: Path, make: Any, reason: str) -> None:
     make(tmp_path / "result.json")
     with pytest.raises(UnusableResultError, match=reason):
-        read_result(tmp_path, redact=REDACT)
+        read_result(tmp_path)
 
 
-def chosen(said: dict[str, Any] | None, *decides: str) -> tuple[str | None, list[str], bool, tuple[str, ...]]:
-    made = choice(definition(*decides), json.dumps(said) if said is not None else "")
-    return made.skip_reason, [node.ae_title for node in made.nodes], made.to_sender, made.passed_over
-
-
-EVERYONE = ["PACS", "RESEARCH"]
+def decided(said: dict[str, Any], *decides: str, redact: Redactor = REDACT) -> Decision:
+    return decision(definition(*decides), said, redact=redact)
 
 
 def test_without_a_word_everyone_gets_it() -> None:
-    for said in (None, {}, {"volume": 3}):
-        assert chosen(said, "skip_send", "destinations") == (None, EVERYONE, True, ())
+    for said in ({}, {"volume": 3}, {"skip_send": False}):
+        assert decided(said, "skip_send", "destinations") == Decision()
 
 
 def test_what_the_flow_does_not_leave_to_its_model_is_passed_over() -> None:
     said = {"skip_send": True, "destinations": ["PACS"]}
-    assert chosen(said) == (None, EVERYONE, True, ("skip_send", "destinations"))
-    assert chosen(said, "destinations") == (None, ["PACS"], False, ("skip_send",))
-    assert chosen(said, "skip_send") == ("it gave no reason", [], False, ("destinations",))
+    assert decided(said) == Decision(passed_over=("skip_send", "destinations"))
+    assert decided(said, "destinations") == Decision(destinations=("PACS",), passed_over=("skip_send",))
+    assert decided(said, "skip_send") == Decision(skip_reason="it gave no reason", passed_over=("destinations",))
 
 
-def test_nothing_is_sent_and_the_reason_is_one_line() -> None:
-    said = {"skip_send": True, "reason": "no\ncontrast " + "x" * 500}
-    reason, nodes, to_sender, _ = chosen(said, "skip_send")
-    assert (nodes, to_sender) == ([], False)
+def test_the_reason_is_one_line_without_the_patient_and_without_control_characters() -> None:
+    said = {"skip_send": True, "reason": "no\ncontrast\x1b[31m\x00 for Doe^John " + "x" * 500}
+    reason = decided(said, "skip_send").skip_reason
     assert reason is not None
-    assert reason.startswith("no contrast x")
+    assert reason.startswith(r"no contrast\x1b[31m\x00 for [patient] x")
     assert len(reason) == 200
 
 
 def test_it_may_choose_among_the_flows_destinations() -> None:
-    assert chosen({"destinations": ["RESEARCH"]}, "destinations") == (None, ["RESEARCH"], False, ())
-    assert chosen({"destinations": ["sender"]}, "destinations") == (None, [], True, ())
-    assert chosen({"skip_send": False, "destinations": ["PACS"]}, "skip_send", "destinations")[1] == ["PACS"]
+    assert decided({"destinations": ["RESEARCH"]}, "destinations").destinations == ("RESEARCH",)
+    assert decided({"destinations": ["sender"]}, "destinations").destinations == ("sender",)
+    assert decided({"skip_send": False, "destinations": ["PACS"]}, "skip_send", "destinations").destinations == (
+        "PACS",
+    )
+
+
+def test_a_patient_of_the_same_name_changes_nothing_that_is_decided() -> None:
+    names = Redactor(["Skip", "Send", "Sender", "PACS", "RESEARCH"])
+    assert decided({"skip_send": True}, "skip_send", redact=names).skip_reason is not None
+    chosen = decided({"destinations": ["PACS", "sender"]}, "destinations", redact=names)
+    assert chosen.destinations == ("PACS", "sender")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +139,7 @@ def test_it_may_choose_among_the_flows_destinations() -> None:
 )
 def test_what_it_cannot_mean_is_told_without_its_text(said: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnusableResultError, match=reason) as caught:
-        chosen(said, "skip_send", "destinations")
+        decided(said, "skip_send", "destinations")
     assert "Doe" not in str(caught.value)
 
 

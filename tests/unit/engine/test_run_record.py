@@ -39,7 +39,6 @@ RUN = RunRecord(
     flow="A_flow | of *mine*",
     version="1.0",
     definition_digest="cd" * 32,
-    attempt=2,
     worker_host="ws1",
     ended_at=MOMENT,
     state="Completed",
