@@ -85,8 +85,8 @@ def run_step(
 
     The container's log goes to ``logger``, line by line as it comes, without the patient. Raises what
     ``ContainerRunner`` raises, ``GpuMissingError``, ``GpuUnavailableError``, ``StaticMountError``, ``WorkspaceError``,
-    and ``ModelFailedError`` for an exit code that is not 0; each message begins with the number and the image of the
-    model.
+    ``ModelFailedError`` for an exit code that is not 0, and ``UnusableResultError``; each message begins with the
+    number and the image of the model.
     """
     model = definition.models[step]
     title = f"model {step + 1} ({model.docker_kwargs.image})"
@@ -100,6 +100,11 @@ def run_step(
             copy_inputs=model.input_writable,
             config=model.config,
         )
+        # Before a GPU is held: archives may take minutes to unpack. The digests are of what is there now, since an
+        # archive may be replaced while the model runs.
+        mounts = host.static_mounts.resolve(model.static_mounts)
+        static_digests = host.static_mounts.digests(model.static_mounts)
+        taken = _amount(list(sources.values()))
         with ExitStack() as stack:
             if definition.graph.has_branches and not model.gpu:  # what needs a GPU waits for that
                 stack.enter_context(
@@ -123,10 +128,6 @@ def run_step(
                     is_halted=is_halted,
                 )
             )
-            mounts = host.static_mounts.resolve(model.static_mounts)
-            # Of what is there now: an archive may be replaced while the model runs.
-            static_digests = host.static_mounts.digests(model.static_mounts)
-            taken = _amount(list(sources.values()))
             spec = container_spec(
                 definition,
                 step=step,

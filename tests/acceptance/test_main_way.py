@@ -106,7 +106,12 @@ def test_containers_are_labelled_while_they_run_and_gone_afterwards(site: Site, 
     study_id = site.api.run(way.run_id)["parameters"]["study_id"]
     labels = {name: value for name, value in container.labels.items() if name.startswith("dicomflow.")}
     assert labels.pop("dicomflow.instance")
-    assert labels == {"dicomflow.run": way.run_id, "dicomflow.study": study_id, "dicomflow.step": "1"}
+    assert labels == {
+        "dicomflow.run": way.run_id,
+        "dicomflow.study": study_id,
+        "dicomflow.step": "1",
+        "dicomflow.task": f"{way.run_id}/1",
+    }
     assert container.attrs["HostConfig"]["NetworkMode"] == "none"
     assert site.containers(way.run_id) == []
 

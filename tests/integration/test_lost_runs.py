@@ -27,10 +27,14 @@ DEFINITION = flow("A", {"Modality": "CT"})
 
 @pytest.fixture
 def client(empty_prefect: str) -> Iterator[SyncPrefectClient]:
-    with SyncPrefectClient(empty_prefect) as client:
-        yield client
-        if (automation := client.find_automation(AUTOMATION_NAME)) is not None:
+    def forget() -> None:
+        for automation in client.read_automations_by_name(AUTOMATION_NAME):
             client.delete_automation(automation.id)
+
+    with SyncPrefectClient(empty_prefect) as client:
+        forget()
+        yield client
+        forget()
 
 
 def running(client: SyncPrefectClient) -> FlowRun:

@@ -180,7 +180,7 @@ def test_in_the_repository_one_pool_by_prefects_own_means_is_enough_and_a_stock_
     done = prefect("deploy", "--all", folder=services.ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     deployed = {found.name: found for found in client.read_deployments()}
-    assert sorted(deployed) == ["StaticMounts", "TwoContainers", "smallest", "study"]
+    assert sorted(deployed) == ["FiveFolds", "StaticMounts", "TwoContainers", "smallest", "study"]
     assert queues(client, "cpu") == queues(client, "gpu") == IN_ORDER
 
     run = client.create_flow_run_from_deployment(
