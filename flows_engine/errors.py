@@ -26,6 +26,11 @@ Every message is one line, and names no patient.
 
 from __future__ import annotations
 
+import errno
+from typing import Final
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
 
 class EngineError(Exception):
     """A flow run cannot go on."""
@@ -45,6 +50,11 @@ class ImagePullFailedError(RetryableError):
 
 class NoSpaceError(RetryableError):
     """No room is left where the engine keeps containers, or where we keep runs."""
+
+
+def is_full(error: OSError) -> bool:
+    """Tell whether the operating system had no room left: ``NoSpaceError`` says so."""
+    return error.errno in _FULL
 
 
 class GpuUnavailableError(RetryableError):

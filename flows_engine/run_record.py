@@ -5,7 +5,6 @@ Holds nothing of the patient: numbers, digests, opaque ids, and what the definit
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from flows_engine.errors import NoSpaceError, WorkspaceError
+from flows_engine.errors import NoSpaceError, WorkspaceError, is_full
 
 _MIB: Final = 2**20
 _Kind = TypeVar("_Kind", bound=BaseModel)
@@ -85,7 +84,7 @@ def write_record(record: BaseModel, path: Path) -> None:
             os.fsync(file.fileno())
         unfinished.replace(path)
     except OSError as error:
-        kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else WorkspaceError
+        kind = NoSpaceError if is_full(error) else WorkspaceError
         raise kind(f"{path} cannot be written: {error.strerror}") from error
 
 

@@ -104,7 +104,7 @@ def run_step(
         # archive may be replaced while the model runs.
         mounts = host.static_mounts.resolve(model.static_mounts)
         static_digests = host.static_mounts.digests(model.static_mounts)
-        taken = _amount(list(sources.values()))
+        taken = _found(sources.values()).amount
         with ExitStack() as stack:
             if definition.graph.has_branches and not model.gpu:  # what needs a GPU waits for that
                 stack.enter_context(
@@ -207,23 +207,26 @@ def _keep(record: StepRecord, path: Path, *, logger: logging.Logger | logging.Lo
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Left:
+class _Found:
     amount: Amount
     skipped: Counter[str]
 
 
-def _left(outputs: Collection[Path]) -> _Left:
+def _left(outputs: Collection[Path]) -> _Found:
     """Let the next model read what was left; return how much that is, and what else there is, by its kind."""
-    skipped = Counter[str]()
     for output in outputs:
         open_for_reading(output)
-        skipped.update(output_files(output).skipped)
-    return _Left(amount=_amount(outputs), skipped=skipped)
+    return _found(outputs)
 
 
-def _amount(folders: Collection[Path]) -> Amount:
-    files = [file for folder in folders for file in output_files(folder).files]
-    return Amount(files=len(files), bytes=sum(file.lstat().st_size for file in files))
+def _found(folders: Collection[Path]) -> _Found:
+    listed = [output_files(folder) for folder in folders]
+    files = [file for each in listed for file in each.files]
+    skipped = Counter[str]()
+    for each in listed:
+        skipped.update(each.skipped)
+    amount = Amount(files=len(files), bytes=sum(file.lstat().st_size for file in files))
+    return _Found(amount=amount, skipped=skipped)
 
 
 def _last_words(result: ContainerResult, redact: Callable[[str], str]) -> str:

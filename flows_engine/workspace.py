@@ -12,7 +12,6 @@ runs/<flow_run_id>/                0700: the host's other users stay out; contai
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import stat
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from flows_engine.errors import NoSpaceError, WorkspaceError
+from flows_engine.errors import NoSpaceError, WorkspaceError, is_full
 
 _ANYONE: Final = 0o777
 
@@ -112,7 +111,7 @@ class Workspace:
                     copies[name].parent.mkdir(exist_ok=True)
                     _copy(source, copies[name])
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full(error):
                 raise NoSpaceError(f"no room is left below {self.root}: {error.strerror}") from error
             raise WorkspaceError(
                 f"the folders of model {step + 1} cannot be made below {self.root}: {error.strerror or error}."

@@ -38,7 +38,7 @@ class Ui:
     def field(self, label: str) -> Locator:
         """Return where a person types, in a form of Prefect's, below ``label``."""
         named = self.page.get_by_text(label, exact=True)
-        return self.page.locator(".schema-form-property", has=named).locator("textarea")
+        return named.locator("xpath=ancestor::*[.//textarea][1]//textarea")
 
     def submit(self) -> None:
         """Send a deployment's form, and return when the UI shows the deployment's runs."""
