@@ -40,6 +40,15 @@ from flows_engine.run_step import StepResult
 
 pytestmark = pytest.mark.prefect
 
+ASKS_THE_ENGINE = (
+    recipe,
+    account_module,
+    send_module,
+    run_model_module,
+    check_output_module,
+    send_results_module,
+)
+"""Where a run asks for the engine of its site."""
 ENDLESS = "endless"
 PATIENTS_SENDER = {"ae_title": "SCANNER", "host": "10.0.0.7", "port": 104}
 
@@ -123,7 +132,7 @@ class FakeEngine:
 @pytest.fixture
 def engine(empty_prefect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
     engine = FakeEngine()
-    for module in (recipe, account_module, send_module, run_model_module, check_output_module, send_results_module):
+    for module in ASKS_THE_ENGINE:
         monkeypatch.setattr(module, "site_engine", lambda: engine)
     with monkeypatch.context() as environment:
         environment.setenv("SEND_RETRY_DELAYS_SECONDS", "0")

@@ -12,9 +12,6 @@ from prefect.client.schemas.objects import State
 from prefect.context import refresh_global_settings_context
 
 import flows_engine.flows.process_study as recipe
-import flows_engine.tasks.check_output as check_output_module
-import flows_engine.tasks.run_model as run_model_module
-import flows_engine.tasks.send_results as send_results_module
 from dicom_gateway.fingerprint import FingerprintBuilder
 from dicom_gateway.header import read_file_header
 from flows_engine.definition.schema import FlowDefinition
@@ -24,6 +21,7 @@ from flows_engine.handoff.study_store import StudyRecord
 from flows_engine.wiring import build_engine
 from tests.factories import copying_model_keys, ct_series, leaked_canaries, model_keys, write_instances
 from tests.fakes.store_scp import StoreScp
+from tests.integration.test_process_study import ASKS_THE_ENGINE
 
 pytestmark = [pytest.mark.prefect, pytest.mark.docker]
 
@@ -56,7 +54,7 @@ def site(empty_prefect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     other.rename(other.with_name("other.dcm"))
     settings = SiteSettings(data_dir=tmp_path / "data", static_dir=tmp_path / "static", ae_title="SITE")
     engine = build_engine(settings)
-    for module in (recipe, run_model_module, check_output_module, send_results_module):
+    for module in ASKS_THE_ENGINE:
         monkeypatch.setattr(module, "site_engine", lambda: engine)
     with monkeypatch.context() as environment:
         environment.setenv("CONF_DIR", str(tmp_path))
