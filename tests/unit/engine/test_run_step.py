@@ -21,6 +21,7 @@ from flows_engine.errors import (
 from flows_engine.gpu_choice import Need, Option
 from flows_engine.gpu_lease import lease
 from flows_engine.interfaces import ContainerSpec
+from flows_engine.model_result import UnusableResultError
 from flows_engine.redaction import Redactor
 from flows_engine.run_step import Host, StepResult, run_step
 from flows_engine.static_mounts import StaticMounts
@@ -48,11 +49,22 @@ def _hangs(_: ContainerSpec) -> Iterator[object]:
 
 
 def _run(
-    tmp_path: Path, runner: FakeContainerRunner, image: str, *, gpus: tuple[str, ...] = (), **model: Any
+    tmp_path: Path,
+    runner: FakeContainerRunner,
+    image: str,
+    *,
+    gpus: tuple[str, ...] = (),
+    decides: tuple[str, ...] = (),
+    **model: Any,
 ) -> StepResult:
     (tmp_path / "input").mkdir(exist_ok=True)
     definition = FlowDefinition.model_validate(
-        {"name": "flow", "triggers": [], "models": [{"docker_kwargs": {"image": image}, **model}]}
+        {
+            "name": "flow",
+            "triggers": [],
+            "models": [{"docker_kwargs": {"image": image}, **model}],
+            "model_decides": decides,
+        }
     )
     return run_step(
         definition,
@@ -74,9 +86,14 @@ def _run(
     )
 
 
+def _mumbles(spec: ContainerSpec) -> Iterator[object]:
+    (spec.mounts[1].source / "result.json").write_text("{")
+    yield 0
+
+
 @pytest.fixture
 def runner() -> FakeContainerRunner:
-    return FakeContainerRunner({"writes": _writes, "fails": _fails, "hangs": _hangs})
+    return FakeContainerRunner({"mumbles": _mumbles, "writes": _writes, "fails": _fails, "hangs": _hangs})
 
 
 def test_the_result_says_what_was_left(
@@ -143,3 +160,12 @@ def test_a_second_attempt_begins_afresh(tmp_path: Path, runner: FakeContainerRun
     first = _run(tmp_path, runner, "writes")
     (Path(first.output_dir) / "left over").touch()
     assert _run(tmp_path, runner, "writes").file_count == 1
+
+
+def test_a_model_that_decides_has_to_be_understood_and_another_has_not(
+    tmp_path: Path, runner: FakeContainerRunner, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _run(tmp_path, runner, "mumbles").result == ""
+    assert "result.json is no JSON; nothing is made of it" in caplog.messages
+    with pytest.raises(UnusableResultError, match=r"^model 1 \(mumbles\): result\.json is no JSON$"):
+        _run(tmp_path, runner, "mumbles", decides=("skip_send",))
