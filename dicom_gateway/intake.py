@@ -1,6 +1,6 @@
 """The use case of the gateway: keep a study, decide what runs on it, have it run. Nothing here knows DICOM's network.
 
-    reception closed ─▶ commit (one rename) ─▶ ledger: received ─▶ match ─▶ ledger: decision + runs ─▶ outbox ─▶ Prefect
+    ended ─▶ collect ─▶ commit (one rename) ─▶ ledger: received ─▶ match ─▶ ledger: decision + runs ─▶ outbox ─▶ Prefect
 
 Each arrow may be the last thing a process does; ``start`` carries on from whichever it was.
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections import deque
+from collections.abc import Mapping
 from typing import Final
 
 from dicom_gateway import durable_files, explain
@@ -18,10 +18,10 @@ from dicom_gateway.interfaces import Definitions
 from dicom_gateway.ledger import Decision, Ledger
 from dicom_gateway.matching import MatchReport, match
 from dicom_gateway.outbox import Outbox
-from dicom_gateway.spool import Reception, Spool, SpooledStudy, tidy, write_record
+from dicom_gateway.spool import Spool, SpooledStudy, tidy, write_record
 from dicom_gateway.uid_key import UidKey
 from flows_engine.definition.schema import FlowDefinition
-from flows_engine.handoff.run_request import RunRequest, Sender
+from flows_engine.handoff.run_request import RunRequest
 from flows_engine.handoff.study_store import StudyNotFoundError, StudyOutcome, StudyRecord, StudyStore
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _LOOK_AGAIN_SECONDS: Final = 1.0
 
 
 class Intake:
-    """Takes closed receptions to created runs. Safe to use from several threads.
+    """Takes ended receptions to created runs. Safe to use from several threads.
 
     With ``hold_incomplete``, a study whose association ended other than by a release waits for a person.
     """
@@ -46,7 +46,6 @@ class Intake:
         definitions: Definitions,
         uid_key: UidKey,
         hold_incomplete: bool,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._spool = spool
         self._store = store
@@ -55,9 +54,9 @@ class Intake:
         self._definitions = definitions
         self._uid_key = uid_key
         self._hold_incomplete = hold_incomplete
-        self._clock = clock
+        self._ended: deque[tuple[str, bool]] = deque()
         self._backlog: list[SpooledStudy] = []
-        self._backlog_lock = threading.Lock()
+        self._committing = threading.Lock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
@@ -73,24 +72,24 @@ class Intake:
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish the decision at hand, and stop."""
+        """Finish the decision at hand, move to the store what has ended, and stop."""
         self._stopping.set()
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join()
+            self.commit_ended()
         self._outbox.stop()
 
-    def open(self, *, sender: Sender, called_ae_title: str) -> Reception:
-        """Return the place for the instances of one association that begins now."""
-        return self._spool.open(sender=sender, called_ae_title=called_ae_title, received_at=self._clock())
-
-    def finish(self, reception: Reception, *, complete: bool) -> None:
-        """End a reception: its studies move to the store. What the disk refuses is tried again. Never raises."""
-        studies = reception.close(complete=complete)
-        with self._backlog_lock:
-            self._backlog.extend(studies)
-        self._commit_backlog()
+    def finish(self, reception_id: str, *, complete: bool) -> None:
+        """Take note that a reception has ended: its studies move to the store. What the disk refuses is tried again."""
+        self._ended.append((reception_id, complete))
         self._wake.set()
+
+    def commit_ended(self) -> None:
+        """Move the studies of ended receptions to the store, as far as the disk allows."""
+        with self._committing:
+            self._collect_ended()
+            self._commit_backlog()
 
     def _recover(self) -> None:
         for study in self._spool.leftovers():
@@ -122,25 +121,37 @@ class Intake:
         else:
             _log.warning("a study that the ledger did not know was entered", extra=extra)
 
+    def _collect_ended(self) -> None:
+        for _ in range(len(self._ended)):
+            reception_id, complete = self._ended.popleft()
+            try:
+                self._backlog.extend(self._spool.collect(reception_id, complete=complete))
+            except Exception as error:  # noqa: BLE001  # a full disk must not lose the others; this one is tried again
+                self._ended.append((reception_id, complete))
+                _log.error(
+                    "what was received could not be collected (%s); trying again",
+                    type(error).__name__,
+                    extra={"action": "collect", "reception": reception_id},
+                )
+
     def _commit_backlog(self) -> None:
-        with self._backlog_lock:
-            waiting, self._backlog = self._backlog, []
-            for study in waiting:
-                extra = {"action": "commit", "study_id": study.record.study_id}
-                try:
-                    self._commit(study)
-                except Exception as error:  # noqa: BLE001  # a full disk must not lose the others; this one is tried again
-                    self._backlog.append(study)
-                    _log.error(
-                        "a study could not be moved to the store (%s); trying again", type(error).__name__, extra=extra
+        waiting, self._backlog = self._backlog, []
+        for study in waiting:
+            extra = {"action": "commit", "study_id": study.record.study_id}
+            try:
+                self._commit(study)
+            except Exception as error:  # noqa: BLE001  # a full disk must not lose the others; this one is tried again
+                self._backlog.append(study)
+                _log.error(
+                    "a study could not be moved to the store (%s); trying again", type(error).__name__, extra=extra
+                )
+            else:
+                _log.info("a study was received; instances: %d", study.record.instance_count, extra=extra)
+                if study.record.conflict_count:
+                    count = study.record.conflict_count
+                    _log.warning(
+                        "instances that share the UID of another one and differ from it: %d", count, extra=extra
                     )
-                else:
-                    _log.info("a study was received; instances: %d", study.record.instance_count, extra=extra)
-                    if study.record.conflict_count:
-                        count = study.record.conflict_count
-                        _log.warning(
-                            "instances that share the UID of another one and differ from it: %d", count, extra=extra
-                        )
 
     def _commit(self, study: SpooledStudy) -> None:
         target = self._store.folder(study.record.study_id)
@@ -159,8 +170,7 @@ class Intake:
             self._wake.wait(timeout=_LOOK_AGAIN_SECONDS)
             self._wake.clear()
             try:
-                if self._backlog:
-                    self._commit_backlog()
+                self.commit_ended()
                 for study_id, released in self._ledger.undecided():
                     self._decide(study_id, released=released)
             except Exception as error:  # noqa: BLE001  # outer edge of the thread: what is undecided is taken up again

@@ -35,6 +35,11 @@ class Layout:
                 raise StartError(f"TAR_SUBDIR: {keyword!r} is not a DICOM keyword; use one such as SeriesInstanceUID")
             self._tags.append(tag)
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether all instances lie in one folder."""
+        return not self._tags
+
     def place(self, header: Header, *, sop_instance_uid: str, copy: int = 1) -> PurePosixPath:
         """Return the path of an instance below the input folder. ``copy`` counts what shares its UID, from 1."""
         suffix = "" if copy == 1 else f"_{copy}"

@@ -9,13 +9,12 @@ from typing import Final
 from dicom_gateway.data_dir_lock import DataDirLock
 from dicom_gateway.durable_files import PRIVATE_FOLDER
 from dicom_gateway.errors import StartError
-from dicom_gateway.handlers import Handlers
 from dicom_gateway.intake import Intake
 from dicom_gateway.interfaces import Definitions, RunTrigger
 from dicom_gateway.layout import Layout
 from dicom_gateway.ledger import Ledger
 from dicom_gateway.outbox import Outbox
-from dicom_gateway.receiver import Receiver, configure_pynetdicom_logging
+from dicom_gateway.receiver import Receiver, ReceiverSettings
 from dicom_gateway.spool import Spool
 from dicom_gateway.uid_filling import UidFilling
 from dicom_gateway.uid_key import make_uid_key
@@ -79,11 +78,10 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
         lock.release()
         raise
     ledger.use_uid_key(uid_key.check_value)
-    configure_pynetdicom_logging(settings.pynetdicom_log_level)
     outbox = Outbox(ledger, trigger, catalogue)
     store = StudyStore(store_root)
     intake = Intake(
-        spool=Spool(spool_root, layout=layout),
+        spool=Spool(spool_root, layout=layout, durability=settings.durability),
         store=store,
         ledger=ledger,
         outbox=outbox,
@@ -92,7 +90,19 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
         hold_incomplete=settings.incomplete == "hold",
     )
     receiver = Receiver(
-        Handlers(intake), ae_title=settings.ae_title, hostname=settings.ae_hostname, port=settings.ae_port
+        ReceiverSettings(
+            ae_title=settings.ae_title,
+            hostname=settings.ae_hostname,
+            port=settings.ae_port,
+            spool=spool_root,
+            durability=settings.durability,
+            processes=settings.receiver_processes,
+            log_level=settings.log_level,
+            pynetdicom_log_level=settings.pynetdicom_log_level,
+            is_fast=settings.c_store_path == "fast",
+            lock=lock.descriptor,
+        ),
+        on_ended=lambda reception_id, complete: intake.finish(reception_id, complete=complete),
     )
     uid_filling = UidFilling(ledger=ledger, store=store, uid_key=uid_key)
     return Gateway(lock=lock, receiver=receiver, intake=intake, ledger=ledger, uid_filling=uid_filling)

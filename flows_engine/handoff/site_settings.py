@@ -141,6 +141,12 @@ class SiteSettings(BaseModel):
     """The memory that a container may take where its flow says nothing, like 8g. Default: all that the host has."""
     group_by: Literal["association"] = "association"
     """What is one study to match: everything that one association sends of one patient."""
+    durability: Literal["instance", "association", "none"] = "instance"
+    """When what is received is forced onto the disk: before each Success, before the release is answered, or never."""
+    receiver_processes: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1, le=64)
+    """How many processes share the associations."""
+    c_store_path: Literal["fast", "stock"] = "fast"
+    """Who receives the objects: the gateway's own path, or pynetdicom's, which is many times slower."""
     incomplete: Literal["hold", "process"] = "hold"
     """What becomes of a study whose association did not end by a release."""
     send_retry_delays_seconds: Annotated[tuple[Seconds, ...], BeforeValidator(_words), Field(max_length=50)] = (

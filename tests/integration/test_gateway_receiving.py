@@ -263,7 +263,7 @@ def test_a_sender_that_dies_inside_an_object_is_kept_and_held(site):
 def test_an_association_without_instances_leaves_nothing(site):
     with association(site.port):
         pass
-    wait_until(lambda: not site.gateway._receiver._server.active_associations)
+    wait_until(lambda: not site.gateway._receiver.open_connections)
     assert site.gateway.ledger.studies() == ()
     assert list((site.folder / "spool").iterdir()) == []
 
@@ -330,7 +330,8 @@ def test_no_log_and_no_ledger_names_a_patient(site, caplog):
         send(opened, ct(), sop_instance_uid="../../CANARY")
         opened.abort()
     site.studies()
-    told = "".join(str(record.__dict__) for record in caplog.records)
+    # The sender logs here, too, from within pynetdicom; what the receiving processes have to say, the gateway logs.
+    told = "".join(str(record.__dict__) for record in caplog.records if "site-packages" not in record.pathname)
     assert "a study was received" in told
     assert not [canary for canary in CANARIES if canary in told]
     for path in site.folder.glob("ledger.sqlite*"):

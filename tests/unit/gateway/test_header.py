@@ -29,7 +29,7 @@ from dicom_gateway.header import (
     read_file_header,
     read_header,
 )
-from tests.fakes.instances import ct, encoded, received
+from tests.fakes.instances import as_file, ct, encoded, received
 
 MODALITY, PATIENT_NAME, IMAGE_TYPE, ROWS = 0x00080060, 0x00100010, 0x00080008, 0x00280010
 SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
@@ -172,7 +172,7 @@ def test_real_files_read_as_pydicom_reads_them(name):
 
 def test_a_file_of_the_spool_reads_as_the_object_did():
     instance = received(ct(SeriesDescription="Thorax"), transfer_syntax_uid=ImplicitVRLittleEndian)
-    header = read_file_header(instance.file_meta + instance.data_set)
+    header = read_file_header(as_file(instance))
     assert header == read_header(instance.data_set, transfer_syntax_uid=ImplicitVRLittleEndian)
 
 
