@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from dicom_gateway.errors import StartError
+from dicom_gateway.peers import NO_ROOM, Rejection
 from dicom_gateway.process_channel import Message, ProcessChannel
-from dicom_gateway.reception import Durability
+from dicom_gateway.receiver_settings import ReceiverSettings
+from dicom_gateway.tls import server_context
 
 _log = logging.getLogger(__name__)
 
@@ -31,24 +32,6 @@ _START_SECONDS: Final = 60.0
 _PAUSE_BEFORE_RESTART_SECONDS: Final = 1.0
 _NO_DESCRIPTORS_PAUSE_SECONDS: Final = 0.1
 _END_SECONDS: Final = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReceiverSettings:
-    """How to receive. ``processes`` of them share the connections."""
-
-    ae_title: str
-    hostname: str
-    port: int
-    spool: Path
-    durability: Durability = "instance"
-    processes: int = 1
-    log_level: int = logging.INFO
-    pynetdicom_log_level: str = "standard"
-    is_fast: bool = True
-    """Whether C-STOREs take the path of ``fast_store``, or pynetdicom's."""
-    lock: int | None = None
-    """A descriptor that the processes inherit: whoever it locks out waits until they are gone."""
 
 
 class Receiver:
@@ -61,7 +44,7 @@ class Receiver:
     def __init__(self, settings: ReceiverSettings, *, on_ended: Callable[[str, bool], None]) -> None:
         self._settings = settings
         self._on_ended = on_ended
-        self._listening: socket.socket | None = None
+        self._listening: list[_Door] = []
         self._processes: list[_Process] = []
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
@@ -69,9 +52,14 @@ class Receiver:
     @property
     def port(self) -> int:
         """The port that is listened on, also where port 0 left the choice to the system. Only after ``start``."""
-        if self._listening is None:
+        if not self._listening:
             raise StartError("the receiver is not started")
-        return int(self._listening.getsockname()[1])
+        return self._listening[0].port
+
+    @property
+    def tls_port(self) -> int:
+        """The port that TLS is spoken on beside ``port``. Only after ``start``, and where there is one."""
+        return self._listening[1].port
 
     @property
     def open_connections(self) -> int:
@@ -79,20 +67,26 @@ class Receiver:
         return sum(len(process.connections) for process in self._processes)
 
     def start(self) -> None:
-        """Begin to listen. Raises ``StartError`` where the address cannot be had."""
+        """Begin to listen. Raises ``StartError`` where an address cannot be had, or TLS not be spoken."""
         settings = self._settings
-        self._listening = _listen(settings.hostname, settings.port)
+        if settings.tls is not None:
+            server_context(settings.tls)
+        self._listening = _doors(settings)
         try:
             self._processes = [_Process(settings, on_ended=self._on_ended) for _ in range(settings.processes)]
             deadline = time.monotonic() + _START_SECONDS
             for process in self._processes:
                 process.wait_until_ready(deadline=deadline)
         except StartError:
-            self._listening.close()
+            for door in self._listening:
+                door.socket.close()
             for process in self._processes:
                 process.kill()
             raise
-        self._threads = [threading.Thread(target=self._accept, name="receiver", daemon=True)]
+        self._threads = [
+            threading.Thread(target=self._accept, args=(door,), name="receiver", daemon=True)
+            for door in self._listening
+        ]
         self._threads += [
             threading.Thread(target=self._watch, args=(place,), name=f"receiver-{place}", daemon=True)
             for place in range(settings.processes)
@@ -110,13 +104,14 @@ class Receiver:
 
     def stop(self, *, grace_seconds: float) -> None:
         """Take no more associations, let open ones go on for ``grace_seconds``, then end all there are."""
-        if self._listening is None or not self._threads:
+        if not self._threads:
             return
         self._stopping.set()
-        # Also wakes the thread that waits in accept.
-        with suppress(OSError):
-            self._listening.shutdown(socket.SHUT_RDWR)
-        self._listening.close()
+        for door in self._listening:
+            # Also wakes the thread that waits in accept.
+            with suppress(OSError):
+                door.socket.shutdown(socket.SHUT_RDWR)
+            door.socket.close()
         for process in self._processes:
             process.tell_to_stop(grace_seconds=grace_seconds)
         deadline = time.monotonic() + grace_seconds + _END_SECONDS
@@ -125,23 +120,29 @@ class Receiver:
         for thread in self._threads:
             thread.join()
 
-    def _accept(self) -> None:
-        assert self._listening is not None
+    def _accept(self, door: _Door) -> None:
         while not self._stopping.is_set():
             try:
-                connection, _ = self._listening.accept()
+                connection, address = door.socket.accept()
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     _log.error("a connection cannot be accepted: %s", error.strerror, extra={"action": "accept"})
                     self._stopping.wait(_NO_DESCRIPTORS_PAUSE_SECONDS)
                 continue
             with connection:
-                self._hand_over(connection)
+                self._hand_over(connection, address=str(address[0]), is_secure=door.is_secure)
 
-    def _hand_over(self, connection: socket.socket) -> None:
+    def _hand_over(self, connection: socket.socket, *, address: str, is_secure: bool) -> None:
+        rejection = self._rejection(address)
         for process in sorted(self._processes, key=lambda process: len(process.connections)):
-            if process.serve(connection):
+            if process.serve(connection, address=address, is_secure=is_secure, rejection=rejection):
                 return
+
+    def _rejection(self, address: str) -> Rejection | None:
+        addresses = [one for process in self._processes for one in list(process.connections.values())]
+        if self._settings.room is not None and not self._settings.room.is_left():
+            return NO_ROOM
+        return self._settings.limits.rejection(addresses=addresses, address=address)
 
     def _watch(self, place: int) -> None:
         """Take note of what one process tells, and start another when it is gone."""
@@ -164,7 +165,8 @@ class _Process:
         self._receptions: set[str] = set()
         self._numbers = 0
         self._lock = threading.Lock()
-        self.connections: set[int] = set()
+        self.connections: dict[int, str] = {}
+        """The address of each peer, by the number of its connection."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own module
@@ -174,15 +176,7 @@ class _Process:
                 env=_environment(),
             )
         self._channel = ProcessChannel(ours)
-        self._channel.send(
-            "settings",
-            ae_title=settings.ae_title,
-            spool=str(settings.spool),
-            durability=settings.durability,
-            log_level=settings.log_level,
-            pynetdicom_log_level=settings.pynetdicom_log_level,
-            is_fast=settings.is_fast,
-        )
+        self._channel.send("settings", **settings.model_dump(mode="json"))
 
     @property
     def pid(self) -> int:
@@ -204,16 +198,22 @@ class _Process:
         finally:
             killer.cancel()
 
-    def serve(self, connection: socket.socket) -> bool:
-        """Hand over a connection; return whether the process is there to take it."""
+    def serve(self, connection: socket.socket, *, address: str, is_secure: bool, rejection: Rejection | None) -> bool:
+        """Hand over a connection, to be rejected or not; return whether the process is there to take it."""
         with self._lock:
             self._numbers += 1
             number = self._numbers
-            self.connections.add(number)
-        taken = self._channel.send("serve", descriptor=connection.fileno(), number=number, is_secure=False)
+            self.connections[number] = address
+        taken = self._channel.send(
+            "serve",
+            descriptor=connection.fileno(),
+            number=number,
+            is_secure=is_secure,
+            rejection=None if rejection is None else asdict(rejection),
+        )
         if not taken:
             with self._lock:
-                self.connections.discard(number)
+                self.connections.pop(number, None)
         return taken
 
     def take_notes(self) -> None:
@@ -253,7 +253,7 @@ class _Process:
             self._on_ended(values["reception"], bool(values["complete"]))
         elif message.kind == "closed":
             with self._lock:
-                self.connections.discard(values["number"])
+                self.connections.pop(values["number"], None)
         elif message.kind == "log":
             logger = logging.getLogger(values["name"])
             if logger.isEnabledFor(values["level"]):
@@ -265,20 +265,44 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
-def _listen(hostname: str, port: int) -> socket.socket:
+@dataclass(frozen=True, kw_only=True)
+class _Door:
+    """A port that is listened on."""
+
+    socket: socket.socket
+    is_secure: bool
+
+    @property
+    def port(self) -> int:
+        return int(self.socket.getsockname()[1])
+
+
+def _doors(settings: ReceiverSettings) -> list[_Door]:
+    is_secure = settings.tls is not None and settings.tls_port is None
+    first = _Door(socket=_listen(settings.hostname, settings.port, setting="AE_PORT"), is_secure=is_secure)
+    if settings.tls_port is None:
+        return [first]
+    try:
+        return [first, _Door(socket=_listen(settings.hostname, settings.tls_port, setting="TLS_PORT"), is_secure=True)]
+    except StartError:
+        first.socket.close()
+        raise
+
+
+def _listen(hostname: str, port: int, *, setting: str) -> socket.socket:
     try:
         found = socket.getaddrinfo(hostname or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         # IPv4 first: "localhost" means 127.0.0.1 to most senders.
         family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         return socket.create_server((str(address[0]), int(address[1])), family=family, backlog=_LISTEN_BACKLOG)
     except OSError as error:
-        raise StartError(_cannot_listen(hostname, port, error)) from error
+        raise StartError(_cannot_listen(hostname, port, error, setting=setting)) from error
 
 
-def _cannot_listen(hostname: str, port: int, error: OSError) -> str:
+def _cannot_listen(hostname: str, port: int, error: OSError, *, setting: str) -> str:
     where = f"{hostname or '*'}:{port}"
     if error.errno == errno.EADDRINUSE:
-        return f"AE_PORT: {where} is in use by another program; stop it, or set AE_PORT to a free port"
+        return f"{setting}: {where} is in use by another program; stop it, or set {setting} to a free port"
     if error.errno == errno.EACCES:
-        return f"AE_PORT: {where} may not be used without privileges; set AE_PORT to a port above 1023"
+        return f"{setting}: {where} may not be used without privileges; set {setting} to a port above 1023"
     return f"AE_HOSTNAME: cannot listen on {where}: {error.strerror or error}"

@@ -14,14 +14,16 @@ import sys
 import threading
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from dicom_gateway.entity import configure_pynetdicom_logging, make_entity
+from dicom_gateway.peers import Rejection
 from dicom_gateway.process_channel import ProcessChannel
+from dicom_gateway.receiver_settings import ReceiverSettings
 from dicom_gateway.reception import Reception
 from dicom_gateway.serving import Serving
 from dicom_gateway.spool import Spool
+from dicom_gateway.tls import server_context
 from flows_engine.handoff.run_request import Sender
 
 _LONGEST_LOG_LINE: Final = 4000
@@ -64,14 +66,20 @@ def main(descriptor: int) -> None:
     # Ctrl-C reaches the whole group; the gateway says when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = ProcessChannel(socket.socket(fileno=descriptor))
-    settings = channel.receive()
-    if settings is None:
+    message = channel.receive()
+    if message is None:
         return
-    values = settings.values
-    logging.basicConfig(level=values["log_level"], handlers=[_ToTheGateway(channel)])
-    configure_pynetdicom_logging(values["pynetdicom_log_level"])
-    spool = Spool(Path(values["spool"]), durability=values["durability"])
-    serving = Serving(make_entity(values["ae_title"]), _Receptions(spool, channel), is_fast=values["is_fast"])
+    settings = ReceiverSettings.model_validate(message.values)
+    logging.basicConfig(level=settings.log_level, handlers=[_ToTheGateway(channel)])
+    configure_pynetdicom_logging(settings.pynetdicom_log_level)
+    spool = Spool(settings.spool, durability=settings.durability, room=settings.room)
+    serving = Serving(
+        make_entity(settings.ae_title),
+        _Receptions(spool, channel),
+        peers=settings.peers,
+        tls=server_context(settings.tls) if settings.tls is not None else None,
+        is_fast=settings.is_fast,
+    )
     channel.send("ready")
     _serve(channel, serving)
     # At once, whatever threads there are: all that was acknowledged is on disk. Another gateway may be waiting.
@@ -84,9 +92,11 @@ def _serve(channel: ProcessChannel, serving: Serving) -> None:
             serving.stop(grace_seconds=float(message.values["grace_seconds"]))
             return
         if message.kind == "serve" and message.descriptor is not None:
+            rejection = message.values["rejection"]
             serving.serve(
                 socket.socket(fileno=message.descriptor),
                 is_secure=message.values["is_secure"],
+                rejection=Rejection(**rejection) if rejection else None,
                 on_end=partial(channel.send, "closed", number=message.values["number"]),
             )
 

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from dicom_gateway import durable_files
+from dicom_gateway.disk_room import DiskRoom
 from dicom_gateway.errors import InstanceRefusedError, SpoolFullError
 from dicom_gateway.file_meta import file_meta
 from dicom_gateway.header import UnreadableError, read_file_header
@@ -76,8 +77,9 @@ class Reception:
     survives the death of the process.
     """
 
-    def __init__(self, folder: Path, *, origin: Origin, durability: Durability) -> None:
+    def __init__(self, folder: Path, *, origin: Origin, durability: Durability, room: DiskRoom | None = None) -> None:
         self.id = folder.name
+        self._room = room
         self.durability = durability
         self._folder = folder
         self._origin = origin
@@ -90,6 +92,8 @@ class Reception:
 
     def begin(self, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> IncomingInstance:
         """Begin a file. The UIDs are those of the C-STORE command, and known to be UIDs. Raises ``SpoolFullError``."""
+        if self._room is not None and not self._room.is_left():
+            raise SpoolFullError("the disk has no room left but what is to stay free")
         try:
             folder = self._open_on_disk() if self._descriptor is None else self._descriptor
             name, descriptor = _new_file(folder, sop_instance_uid)

@@ -12,13 +12,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol
 
+from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
+from pynetdicom.events import Event
 
 from dicom_gateway import handlers
 from dicom_gateway.association_store import AssociationStore
 from dicom_gateway.entity import NEGOTIATION_SECONDS, SILENCE_SECONDS, UNFINISHED_SECONDS
 from dicom_gateway.fast_store import FastStore, Patience
+from dicom_gateway.peers import PeerRules, Rejection
 from dicom_gateway.reception import Reception
 from dicom_gateway.takeover import StoreAssociation, accept_association, transfer_syntaxes
 from flows_engine.handoff.run_request import Sender
@@ -54,10 +57,12 @@ class Serving:
         entity: ApplicationEntity,
         receptions: Receptions,
         *,
+        peers: PeerRules | None = None,
         tls: ssl.SSLContext | None = None,
         is_fast: bool = True,
     ) -> None:
         self._entity = entity
+        self._peers = peers or PeerRules()
         self._contexts = list(entity.supported_contexts)
         self._receptions = receptions
         self._tls = tls
@@ -66,9 +71,19 @@ class Serving:
         self._open: dict[threading.Thread, _Connection] = {}
         self._stopping = False
 
-    def serve(self, connection: socket.socket, *, is_secure: bool, on_end: Callable[[], object]) -> None:
-        """Begin to serve a connection that was accepted; ``on_end`` is called once it is over, whatever happens."""
-        served = _Connection(self, connection, is_secure=is_secure)
+    def serve(
+        self,
+        connection: socket.socket,
+        *,
+        is_secure: bool,
+        on_end: Callable[[], object],
+        rejection: Rejection | None = None,
+    ) -> None:
+        """Begin to serve a connection that was accepted; ``on_end`` is called once it is over, whatever happens.
+
+        With a ``rejection``, its association is rejected.
+        """
+        served = _Connection(self, connection, is_secure=is_secure, rejection=rejection)
 
         def run() -> None:
             try:
@@ -109,7 +124,10 @@ class Serving:
 class _Connection:
     """One connection."""
 
-    def __init__(self, serving: Serving, connection: socket.socket, *, is_secure: bool) -> None:
+    def __init__(
+        self, serving: Serving, connection: socket.socket, *, is_secure: bool, rejection: Rejection | None
+    ) -> None:
+        self._rejection = rejection
         self._serving = serving
         self._connection = connection
         self._is_secure = is_secure
@@ -195,6 +213,7 @@ class _Connection:
 
         store = AssociationStore(open_reception)
         handlers.bind(association, store)
+        association.bind(evt.EVT_REQUESTED, self._on_requested)
         association.take(make_path=lambda _: self._path(association, store), before_release=store.seal)
         self._association = association
         association.start()
@@ -202,6 +221,21 @@ class _Connection:
         store.close()
         for reception in opened:
             serving._receptions.ended(reception.id, complete=association.is_released)
+
+    def _on_requested(self, event: Event) -> None:
+        """Reject an association that may not be, before it is negotiated."""
+        association = event.assoc
+        sender = _sender(association)
+        rejection = self._rejection or self._serving._peers.rejection(
+            calling_ae_title=sender.ae_title, called_ae_title=_called(association), address=sender.host
+        )
+        if rejection is not None:
+            _log.warning(
+                "an association from %s was rejected: %s", sender.host, rejection.reason, extra={"action": "reject"}
+            )
+            association.acse.send_reject(rejection.result, rejection.source, rejection.diagnostic)
+            # Returns once that was sent, and the connection is closed.
+            association.kill()
 
     def _path(self, association: StoreAssociation, store: AssociationStore) -> FastStore | None:
         store.transfer_syntaxes = transfer_syntaxes(association)
@@ -226,10 +260,12 @@ def _set_up(connection: socket.socket) -> None:
 
 
 def _sender(association: Association) -> Sender:
+    """Return who sends, also before pynetdicom has taken its AE title out of the request."""
     requestor = association.requestor
     address = requestor.address_info
+    primitive = requestor.primitive
     return Sender(
-        ae_title=requestor.ae_title.strip(),
+        ae_title=((primitive.calling_ae_title if primitive is not None else "") or "").strip(),
         host=address.address if address is not None else "",
         port=address.port if address is not None else 0,
     )

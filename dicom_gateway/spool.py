@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from uuid_utils import uuid7
 
 from dicom_gateway import durable_files
+from dicom_gateway.disk_room import DiskRoom
 from dicom_gateway.fingerprint import FingerprintBuilder
 from dicom_gateway.grouping import Patients
 from dicom_gateway.header import Header, UnreadableError, read_file_header
@@ -69,15 +70,23 @@ class SpooledStudy:
 class Spool:
     """The folder ``DATA_DIR/spool``. ``root`` must exist. Who only opens receptions needs no ``layout``."""
 
-    def __init__(self, root: Path, *, layout: Layout | None = None, durability: Durability = "instance") -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        layout: Layout | None = None,
+        durability: Durability = "instance",
+        room: DiskRoom | None = None,
+    ) -> None:
         self.root = root
+        self._room = room
         self._layout = layout or Layout([])
         self._durability = durability
 
     def open(self, *, sender: Sender, called_ae_title: str, received_at: datetime) -> Reception:
         """Return the place for one association's instances. Nothing is on disk before the first of them."""
         origin = Origin(sender=sender, called_ae_title=called_ae_title, received_at=received_at)
-        return Reception(self.root / str(uuid7()), origin=origin, durability=self._durability)
+        return Reception(self.root / str(uuid7()), origin=origin, durability=self._durability, room=self._room)
 
     def collect(self, reception_id: str, *, complete: bool) -> tuple[SpooledStudy, ...]:
         """Return the studies of a reception into which nothing more will come, one a patient.

@@ -27,7 +27,7 @@ from flows_engine.definition.wording import reason
 _INSTALLED: Final = Path("/opt/DicomFlow")
 _CONF_DIR: Final = _INSTALLED / "conf.d"
 _GPU_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:/-]{0,79}")
-_LATER: Final = {"STUDY_IDLE_SECONDS", "ALLOWED_PEERS"}
+_LATER: Final = {"STUDY_IDLE_SECONDS"}
 
 
 class SettingsError(ValueError):
@@ -127,6 +127,22 @@ class SiteSettings(BaseModel):
     ae_title: AETitle = "STORESCP"
     ae_hostname: str = "localhost"
     ae_port: int = Field(default=10000, ge=0, le=65535)
+    tls_port: Annotated[int | None, BeforeValidator(_none_if_empty)] = Field(default=None, ge=0, le=65535)
+    """A second port, on which TLS is spoken. Without it, and with TLS_CERT, ``AE_PORT`` itself speaks TLS."""
+    tls_cert: Annotated[Path | None, BeforeValidator(_absolute_or_none)] = None
+    """The certificate that the gateway shows, in PEM form, with those that lead to its authority."""
+    tls_key: Annotated[Path | None, BeforeValidator(_absolute_or_none)] = None
+    tls_ca: Annotated[Path | None, BeforeValidator(_absolute_or_none)] = None
+    """The authorities whose certificates peers may show."""
+    tls_client_certificate: Literal["required", "optional", "none"] = "required"
+    """Whether a peer has to show a certificate; without ``tls_ca`` there is none that could be trusted."""
+    allowed_peers: Annotated[tuple[str, ...], BeforeValidator(_texts)] = ()
+    """Who may send: AE titles, addresses or networks, or both as ``AE_TITLE@10.1.2.0/24``. Default: everyone."""
+    require_called_ae: bool = False
+    """Whether a peer has to call ``AE_TITLE``; by default any name will do."""
+    max_associations: int = Field(default=200, ge=1)
+    max_associations_per_peer: int = Field(default=100, ge=1)
+    """How many of them may come from one address."""
     pynetdicom_log_level: Literal["none", "standard", "debug"] = "standard"
     log_level: Annotated[int, BeforeValidator(_log_level)] = Field(default=20, ge=0, le=50)
     tar_subdir: Annotated[tuple[str, ...], BeforeValidator(_keywords)] = ()
@@ -139,6 +155,10 @@ class SiteSettings(BaseModel):
     """How many flow runs of the pool ``cpu`` this host runs at once."""
     default_mem_limit: Size | None = None
     """The memory that a container may take where its flow says nothing, like 8g. Default: all that the host has."""
+    disk_reserve_bytes: int = Field(default=2**30, ge=0)
+    """How many bytes of the file system of ``DATA_DIR`` are to stay free; 0: none."""
+    disk_watermark_percent: Annotated[float, Field(gt=0, le=100)] = 100.0
+    """How much of that file system may be in use before senders are told to wait. Default: all but the reserve."""
     group_by: Literal["association"] = "association"
     """What is one study to match: everything that one association sends of one patient."""
     durability: Literal["instance", "association", "none"] = "instance"

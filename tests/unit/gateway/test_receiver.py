@@ -48,14 +48,14 @@ def processes_of(receiver):
 def test_localhost_listens_on_the_loopback_alone(make_receiver):
     receiver = make_receiver()
     receiver.start()
-    assert receiver._listening.getsockname() == ("127.0.0.1", receiver.port)
+    assert receiver._listening[0].socket.getsockname() == ("127.0.0.1", receiver.port)
 
 
 @pytest.mark.parametrize("hostname", ["", "0.0.0.0"])
 def test_everywhere_is_everywhere(make_receiver, hostname):
     receiver = make_receiver(hostname)
     receiver.start()
-    assert receiver._listening.getsockname()[0] == "0.0.0.0"
+    assert receiver._listening[0].socket.getsockname()[0] == "0.0.0.0"
 
 
 def test_a_port_in_use_is_one_line_that_says_what_to_do(make_receiver):
