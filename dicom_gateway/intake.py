@@ -10,13 +10,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Final, Literal
 
 from dicom_gateway import durable_files, explain
 from dicom_gateway.interfaces import Definitions
 from dicom_gateway.ledger import Decision, Ledger
 from dicom_gateway.matching import MatchReport, match
+from dicom_gateway.open_groups import DueGroup, OpenGroups
 from dicom_gateway.outbox import Outbox
 from dicom_gateway.spool import Spool, SpooledStudy, tidy, write_record
 from dicom_gateway.uid_key import UidKey
@@ -26,6 +29,9 @@ from flows_engine.handoff.study_store import StudyNotFoundError, StudyOutcome, S
 
 _log = logging.getLogger(__name__)
 
+LateArrival = Literal["rerun", "ignore", "new"]
+"""What becomes of instances of a study that was closed: a new version of it, nothing, or a study of their own."""
+
 _LOOK_AGAIN_SECONDS: Final = 1.0
 """How soon a study that another process released is noticed."""
 
@@ -33,7 +39,8 @@ _LOOK_AGAIN_SECONDS: Final = 1.0
 class Intake:
     """Takes ended receptions to created runs. Safe to use from several threads.
 
-    With ``hold_incomplete``, a study whose association ended other than by a release waits for a person.
+    ``late_arrival`` says what becomes of what comes of a study that was closed; None where every association is a study
+    of its own. With ``hold_incomplete``, a study whose association ended other than by a release waits for a person.
     """
 
     def __init__(
@@ -46,6 +53,8 @@ class Intake:
         definitions: Definitions,
         uid_key: UidKey,
         hold_incomplete: bool,
+        groups: OpenGroups,
+        late_arrival: LateArrival | None = None,
     ) -> None:
         self._spool = spool
         self._store = store
@@ -54,6 +63,9 @@ class Intake:
         self._definitions = definitions
         self._uid_key = uid_key
         self._hold_incomplete = hold_incomplete
+        self._groups = groups
+        self._late_arrival = late_arrival
+        self._open: set[str] = set()
         self._ended: deque[tuple[str, bool]] = deque()
         self._backlog: list[SpooledStudy] = []
         self._committing = threading.Lock()
@@ -80,25 +92,70 @@ class Intake:
             self.commit_ended()
         self._outbox.stop()
 
+    def opened(self, reception_id: str) -> None:
+        """Take note that a reception has begun: no group that it feeds is closed before it ends."""
+        self._open.add(reception_id)
+
     def finish(self, reception_id: str, *, complete: bool) -> None:
         """Take note that a reception has ended: its studies move to the store. What the disk refuses is tried again."""
         self._ended.append((reception_id, complete))
         self._wake.set()
 
     def commit_ended(self) -> None:
-        """Move the studies of ended receptions to the store, as far as the disk allows."""
+        """Move the studies of ended receptions to the store, as far as they are complete and the disk allows."""
         with self._committing:
-            self._collect_ended()
+            for _ in range(len(self._ended)):
+                reception_id, complete = self._ended.popleft()
+                if not self._done(reception_id, partial(self._groups.take, reception_id, is_complete=complete)):
+                    self._ended.append((reception_id, complete))
+                self._open.discard(reception_id)
+            for due in self._groups.due(open_receptions=frozenset(self._open)):
+                self._done(due.group_id, partial(self._close, due))
             self._commit_backlog()
 
-    def _recover(self) -> None:
-        for study in self._spool.leftovers():
-            self._commit(study)
-            _log.warning(
-                "a study was recovered from the spool; instances: %d",
-                study.record.instance_count,
-                extra={"action": "recover", "study_id": study.record.study_id},
+    def _done(self, reception_id: str, step: Callable[[], None]) -> bool:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001  # a full disk must not lose the others; this one is tried again
+            _log.error(
+                "what was received could not be collected (%s); trying again",
+                type(error).__name__,
+                extra={"action": "collect", "reception": reception_id},
             )
+            return False
+        return True
+
+    def _close(self, group: DueGroup) -> None:
+        earlier = self._earlier_studies(group)
+        if self._late_arrival == "rerun":
+            for study_id in earlier:
+                self._spool.link(self._store.input_folder(study_id).rglob("*.dcm"), group.group_id)
+        for study in self._spool.collect(group.group_id, complete=group.is_complete):
+            is_late = bool(earlier) and (
+                self._late_arrival == "ignore" or study.record.new_instance_count != study.record.instance_count
+            )
+            record = study.record.model_copy(update={"earlier_study_id": earlier[0] if is_late else ""})
+            self._backlog.append(replace(study, record=record))
+        self._groups.closed(group.group_id)
+
+    def _earlier_studies(self, group: DueGroup) -> list[str]:
+        """Return the newest version of each study that more has come of, and that is still in the store."""
+        if self._late_arrival in (None, "new") or self._spool.is_closing(group.group_id):
+            return []
+        newest = []
+        for uid in sorted(self._groups.study_uids(group.group_id)):
+            for study_id in self._ledger.studies_of(self._uid_key.hash_of(uid)):
+                try:
+                    self._store.input_folder(study_id)
+                except StudyNotFoundError:
+                    continue
+                newest.append(study_id)
+                break
+        return list(dict.fromkeys(newest))
+
+    def _recover(self) -> None:
+        self._groups.restore()
+        self.commit_ended()
         for study_id in self._store.study_ids():
             if not self._ledger.has(study_id):
                 self._enter_again(study_id)
@@ -120,19 +177,6 @@ class Intake:
             _log.error("the record of a study is damaged; its instances are where they were", extra=extra)
         else:
             _log.warning("a study that the ledger did not know was entered", extra=extra)
-
-    def _collect_ended(self) -> None:
-        for _ in range(len(self._ended)):
-            reception_id, complete = self._ended.popleft()
-            try:
-                self._backlog.extend(self._spool.collect(reception_id, complete=complete))
-            except Exception as error:  # noqa: BLE001  # a full disk must not lose the others; this one is tried again
-                self._ended.append((reception_id, complete))
-                _log.error(
-                    "what was received could not be collected (%s); trying again",
-                    type(error).__name__,
-                    extra={"action": "collect", "reception": reception_id},
-                )
 
     def _commit_backlog(self) -> None:
         waiting, self._backlog = self._backlog, []
@@ -163,6 +207,8 @@ class Intake:
             durable_files.sync_folder(self._store.root)
             durable_files.sync_folder(study.folder.parent)
         self._ledger.add(study.record, uid_hashes=self._uid_key.hashes_of(study.record))
+        if study.record.earlier_study_id and self._late_arrival == "rerun":
+            self._ledger.supersede(study.record.earlier_study_id, by=study.record.study_id)
         tidy(study.folder.parent)
 
     def _run(self) -> None:
@@ -194,6 +240,7 @@ class Intake:
                 study_uri=self._store.input_folder(study_id).parent.absolute().as_uri(),
                 definitions=self._definitions.snapshot(),
                 hold=self._hold_incomplete and not released,
+                runs_late=released or self._late_arrival != "ignore",
             )
         except StudyNotFoundError as error:
             return Decision(outcome="held", reason=str(error))
@@ -209,8 +256,30 @@ class Intake:
         )
 
 
-def decide(record: StudyRecord, *, study_uri: str, definitions: Mapping[str, FlowDefinition], hold: bool) -> Decision:
-    """Return what is to become of a study. Pure. ``hold`` says that an incomplete one waits for a person."""
+def decide(
+    record: StudyRecord,
+    *,
+    study_uri: str,
+    definitions: Mapping[str, FlowDefinition],
+    hold: bool,
+    runs_late: bool = True,
+) -> Decision:
+    """Return what is to become of a study. Pure.
+
+    ``hold`` says that an incomplete one waits for a person, ``runs_late`` that flows run on what came late.
+    """
+    if record.earlier_study_id and not runs_late:
+        reason = (
+            f"it came after study {record.earlier_study_id} was closed, and LATE_ARRIVAL is ignore; "
+            f"`dicomflow release {record.study_id}` runs it"
+        )
+        return Decision(outcome="no-match", reason=reason)
+    if record.earlier_study_id and record.new_instance_count == 0:
+        reason = (
+            f"all of it had come before, as study {record.earlier_study_id}; "
+            f"`dicomflow reprocess {record.earlier_study_id}` runs that again"
+        )
+        return Decision(outcome="no-match", reason=reason)
     if hold and not record.complete:
         reason = (
             f"the association was not released: it ended after {record.instance_count} instances, and more may "
@@ -254,6 +323,7 @@ def _request(record: StudyRecord, definition: FlowDefinition, *, study_uri: str)
         study_uri=study_uri,
         sender=record.sender,
         received_at=record.received_at,
+        reason="late-arrival" if record.earlier_study_id else "received",
         definition=definition,
     )
     return request, idempotency_key(record.study_id, definition)

@@ -37,13 +37,20 @@ _END_SECONDS: Final = 5.0
 class Receiver:
     """The storage SCP. ``start`` and ``stop`` are called once each.
 
-    ``on_ended`` is called with the id of a reception and whether its sender said that it was complete, once nothing
-    more will come into it; from several threads.
+    ``on_opened`` is called with the id of a reception before anything comes into it, ``on_ended`` once nothing more
+    will, with whether its sender said that it was complete; from several threads.
     """
 
-    def __init__(self, settings: ReceiverSettings, *, on_ended: Callable[[str, bool], None]) -> None:
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        *,
+        on_ended: Callable[[str, bool], None],
+        on_opened: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._settings = settings
         self._on_ended = on_ended
+        self._on_opened = on_opened
         self._listening: list[_Door] = []
         self._processes: list[_Process] = []
         self._threads: list[threading.Thread] = []
@@ -73,7 +80,7 @@ class Receiver:
             server_context(settings.tls)
         self._listening = _doors(settings)
         try:
-            self._processes = [_Process(settings, on_ended=self._on_ended) for _ in range(settings.processes)]
+            self._processes = [self._new_process() for _ in range(settings.processes)]
             deadline = time.monotonic() + _START_SECONDS
             for process in self._processes:
                 process.wait_until_ready(deadline=deadline)
@@ -154,14 +161,24 @@ class Receiver:
             self._stopping.wait(_PAUSE_BEFORE_RESTART_SECONDS)
             if self._stopping.is_set():
                 return
-            self._processes[place] = _Process(self._settings, on_ended=self._on_ended)
+            self._processes[place] = self._new_process()
+
+    def _new_process(self) -> _Process:
+        return _Process(self._settings, on_ended=self._on_ended, on_opened=self._on_opened)
 
 
 class _Process:
     """A receiving process, and what is known of it."""
 
-    def __init__(self, settings: ReceiverSettings, *, on_ended: Callable[[str, bool], None]) -> None:
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        *,
+        on_ended: Callable[[str, bool], None],
+        on_opened: Callable[[str], None],
+    ) -> None:
         self._on_ended = on_ended
+        self._on_opened = on_opened
         self._receptions: set[str] = set()
         self._numbers = 0
         self._lock = threading.Lock()
@@ -248,6 +265,7 @@ class _Process:
         values = message.values
         if message.kind == "opened":
             self._receptions.add(values["reception"])
+            self._on_opened(values["reception"])
         elif message.kind == "ended":
             self._receptions.discard(values["reception"])
             self._on_ended(values["reception"], bool(values["complete"]))

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from dicom_gateway.disk_room import DiskRoom
 from dicom_gateway.peers import AssociationLimits, PeerRules
 from dicom_gateway.reception import Durability
+from dicom_gateway.spool import OnConflict
 from dicom_gateway.tls import TlsFiles
 
 
@@ -26,6 +27,7 @@ class ReceiverSettings(BaseModel):
     tls: TlsFiles | None = None
     spool: Path
     durability: Durability = "instance"
+    on_conflict: OnConflict = "keep_both"
     room: DiskRoom | None = None
     peers: PeerRules = PeerRules()
     limits: AssociationLimits = AssociationLimits(in_all=200, of_one_peer=200)

@@ -72,7 +72,7 @@ def main(descriptor: int) -> None:
     settings = ReceiverSettings.model_validate(message.values)
     logging.basicConfig(level=settings.log_level, handlers=[_ToTheGateway(channel)])
     configure_pynetdicom_logging(settings.pynetdicom_log_level)
-    spool = Spool(settings.spool, durability=settings.durability, room=settings.room)
+    spool = Spool(settings.spool, durability=settings.durability, room=settings.room, on_conflict=settings.on_conflict)
     serving = Serving(
         make_entity(settings.ae_title),
         _Receptions(spool, channel),

@@ -42,6 +42,7 @@ RELEASED_NAME: Final = "released"
 
 _SOP_INSTANCE_UID: Final = 0x00080018
 _UID_STANDS_WITHIN_BYTES: Final = 4096
+_DUPLICATE_SOP_INSTANCE: Final = 0x0111  # PS3.7 C.4.3
 _MOST_OF_ONE_UID: Final = 10_000
 _HALF: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _ONE_INFLATED_AT_A_TIME: Final = threading.Lock()
@@ -77,8 +78,17 @@ class Reception:
     survives the death of the process.
     """
 
-    def __init__(self, folder: Path, *, origin: Origin, durability: Durability, room: DiskRoom | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        origin: Origin,
+        durability: Durability,
+        room: DiskRoom | None = None,
+        rejects_conflicts: bool = False,
+    ) -> None:
         self.id = folder.name
+        self._rejects_conflicts = rejects_conflicts
         self._room = room
         self.durability = durability
         self._folder = folder
@@ -111,6 +121,7 @@ class Reception:
                 transfer_syntax_uid=transfer_syntax_uid,
             ),
             is_synced=self.durability == "instance",
+            must_not_differ=self._rejects_conflicts and name != f"{sop_instance_uid}.dcm",
         )
 
     def seal(self) -> None:
@@ -173,7 +184,9 @@ class IncomingInstance:
         transfer_syntax_uid: str,
         head: bytes,
         is_synced: bool,
+        must_not_differ: bool = False,
     ) -> None:
+        self._must_not_differ = must_not_differ
         self._folder = folder
         self._name = name
         self._descriptor = descriptor
@@ -212,6 +225,8 @@ class IncomingInstance:
         try:
             if self._is_synced or not self._has_its_uid():
                 self._check()
+            if self._must_not_differ:
+                self._check_against_the_first()
             os.fchmod(self._descriptor, durable_files.SHARED_FILE)
             if self._is_synced:
                 os.fdatasync(self._descriptor)
@@ -262,8 +277,16 @@ class IncomingInstance:
             reason = "the data set has no SOP Instance UID, or another one than the command"
             raise InstanceRefusedError(reason, status=0xA900)
 
+    def _check_against_the_first(self) -> None:
+        if self._bytes_of(f"{self._sop_instance_uid}.dcm") != self._content():
+            reason = "another instance of this association has its UID, and ON_CONFLICT is reject"
+            raise InstanceRefusedError(reason, status=_DUPLICATE_SOP_INSTANCE)
+
     def _content(self) -> bytes:
-        descriptor = os.open(self._name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
+        return self._bytes_of(self._name)
+
+    def _bytes_of(self, name: str) -> bytes:
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
         with os.fdopen(descriptor, "rb") as file:
             return file.read()
 

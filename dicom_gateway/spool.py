@@ -15,11 +15,11 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import ValidationError
 from uuid_utils import uuid7
@@ -44,6 +44,9 @@ from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.study_store import INPUT_NAME, RECORD_NAME, Fingerprint, StudyRecord
 
 _log = logging.getLogger(__name__)
+
+OnConflict = Literal["keep_both", "replace", "reject"]
+"""What becomes of an instance whose UID came before with other content."""
 
 _WHOLE: Final = stat.S_IROTH
 _COMPARED_BYTES: Final = 1024 * 1024
@@ -77,8 +80,10 @@ class Spool:
         layout: Layout | None = None,
         durability: Durability = "instance",
         room: DiskRoom | None = None,
+        on_conflict: OnConflict = "keep_both",
     ) -> None:
         self.root = root
+        self._on_conflict = on_conflict
         self._room = room
         self._layout = layout or Layout([])
         self._durability = durability
@@ -86,7 +91,13 @@ class Spool:
     def open(self, *, sender: Sender, called_ae_title: str, received_at: datetime) -> Reception:
         """Return the place for one association's instances. Nothing is on disk before the first of them."""
         origin = Origin(sender=sender, called_ae_title=called_ae_title, received_at=received_at)
-        return Reception(self.root / str(uuid7()), origin=origin, durability=self._durability, room=self._room)
+        return Reception(
+            self.root / str(uuid7()),
+            origin=origin,
+            durability=self._durability,
+            room=self._room,
+            rejects_conflicts=self._on_conflict == "reject",
+        )
 
     def collect(self, reception_id: str, *, complete: bool) -> tuple[SpooledStudy, ...]:
         """Return the studies of a reception into which nothing more will come, one a patient.
@@ -102,7 +113,7 @@ class Spool:
         _undo(folder, keep={study.folder for study in closed})
         if self._durability == "association" and not (folder / RELEASED_NAME).exists():
             _sync_file_system_of(folder)
-        collection = _Collection(folder, layout=self._layout)
+        collection = _Collection(folder, layout=self._layout, on_conflict=self._on_conflict)
         numbers = (str(number) for number in range(len(closed) + collection.group_count))
         free = [number for number in numbers if not (folder / number).exists()]
         studies = collection.close([folder / number for number in free], _origin(folder), complete=complete)
@@ -110,24 +121,84 @@ class Spool:
             shutil.rmtree(folder, ignore_errors=True)
         return (*closed, *studies)
 
-    def leftovers(self) -> Iterator[SpooledStudy]:
-        """Yield what an earlier, killed gateway acknowledged and had not moved on; throw away what it never
-        acknowledged.
+    def ids(self) -> list[str]:
+        """Return the ids of all that lies here, oldest first."""
+        return sorted(entry.name for entry in self.root.iterdir() if entry.is_dir())
 
-        A group that was closed comes back as it was closed; what was not released comes back as incomplete. Only for a
-        spool that nobody else uses.
-        """
-        for folder in sorted(entry for entry in self.root.iterdir() if entry.is_dir()):
-            yield from self.collect(folder.name, complete=(folder / RELEASED_NAME).exists())
-            tidy(folder)
+    def is_released(self, reception_id: str) -> bool:
+        """Tell whether its sender has said that it was complete."""
+        return (self.root / reception_id / RELEASED_NAME).exists()
+
+    def is_closing(self, reception_id: str) -> bool:
+        """Tell whether ``collect`` has begun on it."""
+        folder = self.root / reception_id
+        return folder.is_dir() and bool(_folders(folder))
+
+    def sender(self, reception_id: str) -> str:
+        """Return the AE title of who sent it."""
+        return _origin(self.root / reception_id).sender.ae_title if (self.root / reception_id).is_dir() else ""
+
+    def names(self, reception_id: str, *, but: Collection[str] = ()) -> Iterator[str]:
+        """Yield the names of its whole instances, but those of ``but``. They are opaque, and begin with the UID."""
+        incoming = self.root / reception_id / INCOMING_NAME
+        if incoming.is_dir():
+            with os.scandir(incoming) as entries:
+                for entry in list(entries):
+                    if entry.name not in but and entry.stat(follow_symlinks=False).st_mode & _WHOLE:
+                        yield entry.name
+
+    def headers(self, reception_id: str, *, but: Collection[str] = ()) -> Iterator[tuple[str, Header]]:
+        """Yield each of its whole instances with its header; one without elements where it cannot be read."""
+        for name in self.names(reception_id, but=but):
+            try:
+                yield name, read_file_header((self.root / reception_id / INCOMING_NAME / name).read_bytes())
+            except UnreadableError:
+                yield name, Header(elements={}, little_endian=True)
+
+    def open_beside(self, reception_id: str) -> str:
+        """Return the id of a new, empty place for instances of the same sender, durably."""
+        folder = self.root / str(uuid7())
+        durable_files.make_folder(folder, mode=durable_files.PRIVATE_FOLDER)
+        origin = _origin(self.root / reception_id)
+        durable_files.write_file(
+            folder / RECEPTION_NAME,
+            origin.model_dump_json(indent=1).encode(),
+            temporary=folder / f"{RECEPTION_NAME}.part",
+            mode=durable_files.PRIVATE_FILE,
+        )
+        durable_files.make_folder(folder / INCOMING_NAME, mode=durable_files.SHARED_FOLDER)
+        return folder.name
+
+    def move(self, names: Iterable[str], reception_id: str, target_id: str) -> None:
+        """Move instances from one place to another, durably."""
+        source, target = (self.root / one / INCOMING_NAME for one in (reception_id, target_id))
+        durable_files.make_folder(target, mode=durable_files.SHARED_FOLDER)
+        for name in names:
+            (source / name).rename(target / free_name(target, _uid(name)))
+        durable_files.sync_folder(target)
+
+    def link(self, files: Iterable[Path], target_id: str) -> None:
+        """Have instances of the store here as well, durably; they are the same files under a second name."""
+        target = self.root / target_id / INCOMING_NAME
+        durable_files.make_folder(target, mode=durable_files.SHARED_FOLDER)
+        for path in files:
+            (target / free_name(target, _uid(path.name))).hardlink_to(path)
+        durable_files.sync_folder(target)
+
+    def remove(self, reception_id: str) -> None:
+        """Remove a place of which every instance has been moved. What is half in it is thrown away."""
+        if not any(self.names(reception_id)):
+            shutil.rmtree(self.root / reception_id, ignore_errors=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Instance:
     path: Path
     uid: str
     size_bytes: int
     modified_ns: int
+    is_of_earlier_study: bool
+    """Whether the file lies in the store as well, see ``Spool.link``."""
 
 
 @dataclass(kw_only=True)
@@ -135,25 +206,20 @@ class _Group:
     """What is known of one patient's instances."""
 
     builder: FingerprintBuilder = field(default_factory=FingerprintBuilder)
-    by_uid: dict[str, list[_Instance]] = field(default_factory=dict)
+    copies: dict[str, int] = field(default_factory=dict)
     places: dict[Path, str] = field(default_factory=dict)
     problem: str = ""
     duplicate_count: int = 0
     conflict_count: int = 0
+    new_count: int = 0
     size_bytes: int = 0
 
     def add(self, instance: _Instance, header: Header, layout: Layout) -> None:
-        """Take an instance, unless the very same is there."""
-        earlier = self.by_uid.setdefault(instance.uid, [])
-        if any(_are_alike(one, instance) for one in earlier):
-            self.duplicate_count += 1
-            instance.path.unlink()
-            return
-        self.conflict_count += bool(earlier)
-        earlier.append(instance)
-        place = layout.place(header, sop_instance_uid=instance.uid, copy=len(earlier))
-        self.places[instance.path] = str(place)
+        """Take an instance that is to be kept."""
+        copy = self.copies[instance.uid] = self.copies.get(instance.uid, 0) + 1
+        self.places[instance.path] = str(layout.place(header, sop_instance_uid=instance.uid, copy=copy))
         self.size_bytes += instance.size_bytes
+        self.new_count += not instance.is_of_earlier_study
         try:
             self.builder.add(header)
         except Exception as error:  # noqa: BLE001  # one group must not keep the others from being kept; this one is held
@@ -178,19 +244,43 @@ class _Group:
             conflict_count=self.conflict_count,
             size_bytes=self.size_bytes,
             fingerprint=fingerprint,
+            new_instance_count=self.new_count,
         )
         return SpooledStudy(folder=folder, record=record, problem=self.problem)
+
+
+class _Reunion:
+    """What is kept of instances that share a UID. The very same is kept once; ``on_conflict`` says what else is."""
+
+    def __init__(self, instances: Iterable[_Instance], *, on_conflict: OnConflict) -> None:
+        self.duplicates: dict[str, int] = {}
+        self.conflicts: dict[str, int] = {}
+        by_uid: dict[str, list[_Instance]] = {}
+        for instance in instances:
+            others = by_uid.setdefault(instance.uid, [])
+            if any(_are_alike(one, instance) for one in others):
+                self.duplicates[instance.uid] = self.duplicates.get(instance.uid, 0) + 1
+                instance.path.unlink()
+                continue
+            if others:
+                self.conflicts[instance.uid] = self.conflicts.get(instance.uid, 0) + 1
+            if others and on_conflict == "replace":
+                others.pop().path.unlink()
+            others.append(instance)
+        self.kept = [instance for others in by_uid.values() for instance in others]
 
 
 class _Collection:
     """The instances of one reception, split by patient."""
 
-    def __init__(self, folder: Path, *, layout: Layout) -> None:
+    def __init__(self, folder: Path, *, layout: Layout, on_conflict: OnConflict) -> None:
         self._incoming = folder / INCOMING_NAME
         self._layout = layout
         self._groups: dict[int, _Group] = {}
         patients = Patients()
-        for instance in sorted(_instances(self._incoming), key=lambda one: (one.modified_ns, one.path.name)):
+        instances = sorted(_instances(self._incoming), key=lambda one: (one.modified_ns, one.path.name))
+        reunion = _Reunion(instances, on_conflict=on_conflict)
+        for instance in reunion.kept:
             try:
                 header, problem = read_file_header(instance.path.read_bytes()), ""
             except UnreadableError as error:
@@ -200,6 +290,8 @@ class _Collection:
             number = patients.number(header, sop_instance_uid=instance.uid)
             group = self._groups.setdefault(number, _Group(problem=problem))
             group.add(instance, header, layout)
+            group.duplicate_count += reunion.duplicates.pop(instance.uid, 0)
+            group.conflict_count += reunion.conflicts.pop(instance.uid, 0)
 
     @property
     def group_count(self) -> int:
@@ -208,7 +300,7 @@ class _Collection:
 
     def close(self, folders: list[Path], origin: Origin, *, complete: bool) -> tuple[SpooledStudy, ...]:
         """Lay each group out, durably, below one of ``folders``, and return the studies."""
-        as_they_lie = self._layout.is_flat and [group.duplicate_count for group in self._groups.values()] == [0]
+        as_they_lie = self._layout.is_flat and len(self._groups) == 1 and not self._have_gaps()
         for group, folder in zip(self._groups.values(), folders, strict=False):
             durable_files.make_folder(folder, mode=durable_files.SHARED_FOLDER)
             if as_they_lie:
@@ -222,6 +314,10 @@ class _Collection:
             group.study(folder, origin, complete=complete)
             for group, folder in zip(self._groups.values(), folders, strict=False)
         )
+
+    def _have_gaps(self) -> bool:
+        """Whether an instance would have another name if those were not there that are thrown away."""
+        return any(path.name != place for group in self._groups.values() for path, place in group.places.items())
 
 
 def write_record(study: SpooledStudy) -> None:
@@ -242,6 +338,11 @@ def tidy(reception_folder: Path) -> None:
             shutil.rmtree(reception_folder, ignore_errors=True)
 
 
+def _uid(name: str) -> str:
+    """Return the SOP Instance UID that the name of a file begins with."""
+    return name.removesuffix(".dcm").partition("_")[0]
+
+
 def _folders(reception_folder: Path) -> list[Path]:
     """Return the folders of its groups."""
     return sorted(entry for entry in reception_folder.iterdir() if entry.is_dir() and entry.name != INCOMING_NAME)
@@ -255,7 +356,7 @@ def _undo(folder: Path, *, keep: set[Path]) -> None:
         incoming = folder / INCOMING_NAME
         durable_files.make_folder(incoming, mode=durable_files.SHARED_FOLDER)
         for path in sorted((group / INPUT_NAME).rglob("*.dcm")):
-            path.rename(incoming / free_name(incoming, path.stem.partition("_")[0]))
+            path.rename(incoming / free_name(incoming, _uid(path.name)))
         durable_files.sync_folder(incoming)
         shutil.rmtree(group)
 
@@ -270,8 +371,13 @@ def _instances(incoming: Path) -> Iterator[_Instance]:
             if not status.st_mode & _WHOLE:
                 Path(entry).unlink()
                 continue
-            uid = entry.name.removesuffix(".dcm").partition("_")[0]
-            yield _Instance(Path(entry.path), uid, status.st_size, status.st_mtime_ns)
+            yield _Instance(
+                path=Path(entry.path),
+                uid=_uid(entry.name),
+                size_bytes=status.st_size,
+                modified_ns=status.st_mtime_ns,
+                is_of_earlier_study=status.st_nlink > 1,
+            )
 
 
 def _lay_out(places: dict[Path, str], root: Path) -> None:

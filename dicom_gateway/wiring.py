@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
+from dicom_gateway.completeness import Waiting
 from dicom_gateway.data_dir_lock import DataDirLock
 from dicom_gateway.disk_room import DiskRoom
 from dicom_gateway.durable_files import PRIVATE_FOLDER
@@ -15,6 +16,7 @@ from dicom_gateway.intake import Intake
 from dicom_gateway.interfaces import Definitions, RunTrigger
 from dicom_gateway.layout import Layout
 from dicom_gateway.ledger import Ledger
+from dicom_gateway.open_groups import OpenGroups
 from dicom_gateway.outbox import Outbox
 from dicom_gateway.peers import AssociationLimits, PeerRules, parse_peer_rule
 from dicom_gateway.receiver import Receiver
@@ -93,14 +95,21 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
     ledger.use_uid_key(uid_key.check_value)
     outbox = Outbox(ledger, trigger, catalogue)
     store = StudyStore(store_root)
+    spool = Spool(spool_root, layout=layout, durability=settings.durability, on_conflict=settings.on_conflict)
     intake = Intake(
-        spool=Spool(spool_root, layout=layout, durability=settings.durability),
+        spool=spool,
         store=store,
         ledger=ledger,
         outbox=outbox,
         definitions=catalogue,
         uid_key=uid_key,
         hold_incomplete=settings.incomplete == "hold",
+        groups=OpenGroups(
+            spool,
+            group_by=settings.group_by,
+            waiting=Waiting(idle_seconds=settings.study_idle_seconds, incomplete_seconds=settings.incomplete_seconds),
+        ),
+        late_arrival=None if settings.group_by == "association" else settings.late_arrival,
     )
     receiver = Receiver(
         ReceiverSettings(
@@ -111,6 +120,7 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
             tls=tls,
             spool=spool_root,
             durability=settings.durability,
+            on_conflict=settings.on_conflict,
             room=DiskRoom(
                 folder=spool_root,
                 reserve_bytes=settings.disk_reserve_bytes,
@@ -124,6 +134,7 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
             is_fast=settings.c_store_path == "fast",
             lock=lock.descriptor,
         ),
+        on_opened=intake.opened,
         on_ended=lambda reception_id, complete: intake.finish(reception_id, complete=complete),
     )
     uid_filling = UidFilling(ledger=ledger, store=store, uid_key=uid_key)

@@ -27,7 +27,6 @@ from flows_engine.definition.wording import reason
 _INSTALLED: Final = Path("/opt/DicomFlow")
 _CONF_DIR: Final = _INSTALLED / "conf.d"
 _GPU_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:/-]{0,79}")
-_LATER: Final = {"STUDY_IDLE_SECONDS"}
 
 
 class SettingsError(ValueError):
@@ -159,8 +158,17 @@ class SiteSettings(BaseModel):
     """How many bytes of the file system of ``DATA_DIR`` are to stay free; 0: none."""
     disk_watermark_percent: Annotated[float, Field(gt=0, le=100)] = 100.0
     """How much of that file system may be in use before senders are told to wait. Default: all but the reserve."""
-    group_by: Literal["association"] = "association"
-    """What is one study to match: everything that one association sends of one patient."""
+    group_by: Literal["association", "study", "patient"] = "association"
+    """What is one study to match: all that one association sends of one patient, or all that several send of one study
+    or patient before ``study_idle_seconds`` pass in silence."""
+    study_idle_seconds: Seconds = 30.0
+    late_arrival: Literal["rerun", "ignore", "new"] = "rerun"
+    """What becomes of instances of a study that was closed, where ``group_by`` is study or patient: a new version of
+    the study with all that came so far, nothing, or a study of their own."""
+    incomplete_seconds: Seconds = 300.0
+    """How long what an aborted association has sent waits for its sender to come again."""
+    on_conflict: Literal["keep_both", "replace", "reject"] = "keep_both"
+    """What becomes of an instance whose UID came before with other content."""
     durability: Literal["instance", "association", "none"] = "instance"
     """When what is received is forced onto the disk: before each Success, before the release is answered, or never."""
     receiver_processes: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1, le=64)
@@ -168,7 +176,7 @@ class SiteSettings(BaseModel):
     c_store_path: Literal["fast", "stock"] = "fast"
     """Who receives the objects: the gateway's own path, or pynetdicom's, which is many times slower."""
     incomplete: Literal["hold", "process"] = "hold"
-    """What becomes of a study whose association did not end by a release."""
+    """What becomes of a study whose last association did not end by a release, once it has waited."""
     send_retry_delays_seconds: Annotated[tuple[Seconds, ...], BeforeValidator(_words), Field(max_length=50)] = (
         5.0,
         30.0,
@@ -239,7 +247,7 @@ class _Reading:
             self._take(name, value, origin=f"{path}:{document.lines[name,]}", from_file=True)
 
     def take_environment(self, name: str, value: str) -> None:
-        if name in self._names or name in _LATER:
+        if name in self._names:
             self._take(name, value, origin="environment", from_file=False)
         elif name.startswith("RABBIT_"):
             self._no_longer_used(name, origin="environment")
@@ -247,8 +255,6 @@ class _Reading:
     def _take(self, name: str, value: object, *, origin: str, from_file: bool) -> None:
         if name in self._names:
             self._values[name], self._origins[name] = value, origin
-        elif name in _LATER:
-            self._problems.append(f"{origin}: {name}: is not available in this version; take it out")
         elif name.startswith("RABBIT_"):
             self._no_longer_used(name, origin=origin)
         elif name.startswith("PREFECT_") and from_file:

@@ -42,7 +42,9 @@ class Site:
         self.folder = folder
         self.trigger = FakeRunTrigger()
         self.gateway = build_gateway(
-            SiteSettings(data_dir=folder, **{"ae_port": 0, "disk_reserve_bytes": 0, **settings}),
+            SiteSettings(
+                data_dir=folder, **{"ae_port": 0, "disk_reserve_bytes": 0, "incomplete_seconds": 0, **settings}
+            ),
             self.trigger,
             FakeDefinitions(flow("CT", {"Modality": "CT"})),
         )

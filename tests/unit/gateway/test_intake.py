@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from dicom_gateway import intake as intake_module
+from dicom_gateway.completeness import Waiting
 from dicom_gateway.fingerprint import FingerprintBuilder
 from dicom_gateway.intake import Intake, decide, idempotency_key
 from dicom_gateway.layout import Layout
 from dicom_gateway.ledger import Ledger
+from dicom_gateway.open_groups import OpenGroups
 from dicom_gateway.outbox import Outbox
 from dicom_gateway.spool import Spool
 from dicom_gateway.uid_key import UidKey
@@ -30,8 +32,18 @@ CT_FLOW = flow("A", {"Modality": "CT"})
 class World:
     """An intake on its own folder; ``restart`` is what follows on a kill."""
 
-    def __init__(self, folder: Path, *, hold_incomplete=True, definitions=None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        hold_incomplete=True,
+        definitions=None,
+        group_by="association",
+        late_arrival=None,
+        on_conflict="keep_both",
+    ):
         self.folder = folder
+        self.group_by, self.late_arrival, self.on_conflict = group_by, late_arrival, on_conflict
         self.hold_incomplete = hold_incomplete
         self.trigger = FakeRunTrigger()
         self.definitions = definitions or FakeDefinitions(CT_FLOW)
@@ -41,7 +53,7 @@ class World:
 
     def build(self):
         self.ledger = Ledger(self.folder / "ledger.sqlite")
-        self.spool = Spool(self.folder / "spool", layout=Layout([]))
+        self.spool = Spool(self.folder / "spool", layout=Layout([]), on_conflict=self.on_conflict)
         self.store = StudyStore(self.folder / "studies")
         self.intake = Intake(
             spool=self.spool,
@@ -51,6 +63,10 @@ class World:
             definitions=self.definitions,
             uid_key=UidKey(b"the key of this test"),
             hold_incomplete=self.hold_incomplete,
+            groups=OpenGroups(
+                self.spool, group_by=self.group_by, waiting=Waiting(idle_seconds=0, incomplete_seconds=0)
+            ),
+            late_arrival=self.late_arrival,
         )
 
     def restart(self):
@@ -408,3 +424,118 @@ def test_a_key_names_study_flow_and_content():
     other = flow("A", {"Modality": "MR"})
     assert idempotency_key("s", CT_FLOW) != idempotency_key("s", other)
     assert idempotency_key("s", CT_FLOW) == idempotency_key("s", flow("A", {"Modality": "CT"}))
+
+
+@pytest.fixture
+def make_late(tmp_path):
+    """Return a maker of worlds in which a study may come in pieces, each closed at once."""
+    worlds = []
+
+    def make(late_arrival="rerun", **options):
+        worlds.append(World(tmp_path, group_by="study", late_arrival=late_arrival, **options))
+        worlds[-1].intake.start()
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.close()
+
+
+def received_now(world, *datasets, **options):
+    """Receive, and return the newest study once it is decided on."""
+    count = len(world.ledger.studies())
+    world.receive(*datasets, **options)
+    wait_until(lambda: len(world.ledger.studies()) > count and world.settled())
+    return world.ledger.studies()[0]
+
+
+def test_what_comes_late_makes_a_new_version_of_all_that_came(make_late):
+    world = make_late()
+    first = received_now(world, ct(), ct())
+    second = received_now(world, ct())
+    assert (second.instance_count, second.outcome) == (3, "triggered")
+    record = world.store.record(second.study_id)
+    assert (record.earlier_study_id, record.new_instance_count) == (first.study_id, 1)
+    old, new = (
+        {path.name: path for path in world.store.input_folder(one.study_id).iterdir()} for one in (first, second)
+    )
+    assert old.keys() < new.keys()
+    # The same files under a second name: a version costs no room.
+    assert all(path.samefile(new[name]) for name, path in old.items())
+    third = received_now(world, ct())
+    assert world.store.record(third.study_id).earlier_study_id == second.study_id
+    assert third.instance_count == 4
+    assert [request.reason for request in world.trigger.requests.values()] == [
+        "received",
+        "late-arrival",
+        "late-arrival",
+    ]
+
+
+def test_what_had_come_before_runs_nothing_again(make_late):
+    world = make_late()
+    datasets = [ct(), ct()]
+    first = received_now(world, *datasets)
+    again = received_now(world, *datasets)
+    assert again.outcome == "no-match"
+    assert f"all of it had come before, as study {first.study_id}" in again.reason
+    assert len(world.trigger.runs) == 1
+    record = world.store.record(again.study_id)
+    assert (record.instance_count, record.duplicate_count, record.new_instance_count) == (2, 2, 0)
+
+
+def test_late_instances_are_kept_and_not_run_where_a_site_wants_it(make_late):
+    world = make_late("ignore")
+    first = received_now(world, ct())
+    late = received_now(world, ct())
+    assert (late.outcome, late.instance_count) == ("no-match", 1)
+    assert f"it came after study {first.study_id} was closed" in late.reason
+    world.ledger.release(late.study_id)
+    wait_until(lambda: len(world.trigger.runs) == 2)
+
+
+def test_late_instances_are_a_study_of_their_own_where_a_site_wants_it(make_late):
+    world = make_late("new")
+    received_now(world, ct())
+    late = received_now(world, ct())
+    assert (late.outcome, late.instance_count) == ("triggered", 1)
+
+
+def test_late_instances_of_another_patient_never_join_the_first(make_late):
+    world = make_late()
+    received_now(world, ct())
+    world.receive(ct(PatientID="another"))
+    wait_until(lambda: len(world.ledger.studies()) == 3 and world.settled())
+    for study in world.ledger.studies():
+        patients = world.store.record(study.study_id).fingerprint.columns["00100020"].values
+        assert len(patients) == 1
+
+
+def test_an_incomplete_study_waits_for_nobody_once_the_rest_has_come(make_late):
+    world = make_late()
+    first = received_now(world, ct(), complete=False)
+    assert first.outcome == "held"
+    whole = received_now(world, ct())
+    assert (whole.outcome, whole.instance_count, whole.complete) == ("triggered", 2, True)
+    first = world.ledger.study(first.study_id)
+    assert first.outcome == "no-match"
+    assert whole.study_id in first.reason
+
+
+def test_a_study_whose_files_are_gone_is_no_earlier_one(make_late):
+    world = make_late()
+    first = received_now(world, ct())
+    shutil.rmtree(world.store.folder(first.study_id))
+    late = received_now(world, ct())
+    assert (late.outcome, late.instance_count) == ("triggered", 1)
+
+
+@pytest.mark.parametrize(("on_conflict", "count", "kept"), [("keep_both", 2, {"a", "b"}), ("replace", 1, {"b"})])
+def test_another_content_under_a_uid_of_the_earlier_version(make_late, on_conflict, count, kept):
+    world = make_late(on_conflict=on_conflict)
+    first = received_now(world, ct(SOPInstanceUID="1.2.3", SeriesDescription="a"))
+    second = received_now(world, ct(SOPInstanceUID="1.2.3", SeriesDescription="b"))
+    record = world.store.record(second.study_id)
+    assert (record.instance_count, record.conflict_count) == (count, 1)
+    assert {value for (value,) in record.fingerprint.columns["0008103E"].values} == kept
+    assert len(list(world.store.input_folder(first.study_id).iterdir())) == 1

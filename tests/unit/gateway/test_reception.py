@@ -9,6 +9,7 @@ import pytest
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_gateway import reception as reception_module
+from dicom_gateway.disk_room import DiskRoom
 from dicom_gateway.errors import InstanceRefusedError, SpoolFullError
 from dicom_gateway.reception import Origin, Reception
 from flows_engine.handoff.run_request import Sender
@@ -182,3 +183,23 @@ def test_a_write_that_is_short_is_gone_on_with(open_reception, tmp_path, monkeyp
         )
         open_reception().store(instance)
     assert [path.read_bytes() for path in tmp_path.rglob("*.dcm")] == [as_file(instance)] * 2
+
+
+def test_where_conflicts_are_rejected_only_the_very_same_may_come_again(tmp_path):
+    reception = Reception(tmp_path / "r", origin=ORIGIN, durability="none", rejects_conflicts=True)
+    first, other = (received(ct(SOPInstanceUID="1.2.3", SeriesDescription=text)) for text in "ab")
+    reception.store(first)
+    with pytest.raises(InstanceRefusedError) as caught:
+        reception.store(other)
+    assert caught.value.status == 0x0111
+    reception.store(first)
+    reception.close()
+    assert {path.read_bytes() for path in tmp_path.rglob("*.dcm")} == {as_file(first)}
+
+
+def test_nothing_begins_where_the_disk_has_no_room(tmp_path):
+    room = DiskRoom(folder=tmp_path, reserve_bytes=2**60)
+    reception = Reception(tmp_path / "r", origin=ORIGIN, durability="none", room=room)
+    with pytest.raises(SpoolFullError):
+        reception.store(received(ct()))
+    assert list(tmp_path.iterdir()) == []
