@@ -2,6 +2,9 @@
 
 The whole data set is walked, pixel data included, since an object that was cut short shows only at its end. No value is
 copied that is not kept, and nothing is decoded until somebody asks for it.
+
+What nearly every scanner sends, explicit VR little endian, is read by a tight loop (``_take_plain``). It leaves what it
+does not know at first sight to the careful walk (``_Walk``), which takes that one element, and goes on behind it.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from mmap import mmap
 from typing import Final
 
 from pydicom.charset import decode_bytes, default_encoding, python_encoding
@@ -30,6 +34,7 @@ HARMLESS_INFLATED_BYTES: Final = 256 * 1024**2
 MOST_ELEMENTS: Final = 20_000
 """How many elements of one instance are kept. Real ones have some hundred."""
 DEEPEST_SEQUENCE: Final = 64
+_LONGEST_META_BYTES: Final = 1024**2
 
 SPECIFIC_CHARACTER_SET: Final = 0x00080005
 TRANSFER_SYNTAX_UID: Final = 0x00020010
@@ -38,6 +43,7 @@ _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
 _UNDEFINED: Final = 0xFFFFFFFF
+_UNDETERMINED: Final = "US or SS"
 
 # PS3.5 7.1.2: these carry a 16-bit length; every other value representation, a future one too, a 32-bit one.
 _SHORT_LENGTH: Final = frozenset(
@@ -50,19 +56,22 @@ _NUMBER_FORMAT: Final = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "UV": "Q", 
 _SEARCHABLE: Final = _TEXT | _PLAIN_TEXT | frozenset(_NUMBER_FORMAT) | {"AT"}
 _BACKSLASH: Final = 0x5C
 _VR: Final = re.compile(rb"[A-Z]{2}\Z")
+# Values that are passed over. A sequence is, too: what it holds is not of the top level.
+_LONG_AND_PASSED_OVER: Final = frozenset(b"OB OD OF OL OV OW SQ".split())
+_BEGINNING_BYTES: Final = 64 * 1024
+"""So much of what is not in memory is copied at once. The elements before the pixels hardly ever take more."""
+_MOST_HEADS: Final = 16_384
 _PRINTABLE: Final = re.compile(rb"[ -~]+\0?\Z")
+
+
+Buffer = bytes | mmap | memoryview
+Element = tuple[str, bytes]
+"""Value representation and value of one searchable element, as it was encoded. A plain tuple, since there are a hundred
+an instance: one with names takes three times as long to make."""
 
 
 class UnreadableError(ValueError):
     """The bytes are not a complete DICOM data set. The message says where reading stopped, and quotes no value."""
-
-
-@dataclass(frozen=True, slots=True)
-class Element:
-    """One searchable element of the top level, as it was encoded."""
-
-    vr: str
-    raw: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +86,12 @@ class Header:
     @cached_property
     def character_sets(self) -> bytes:
         """Return Specific Character Set as encoded; two headers with the same one decode the same bytes alike."""
-        element = self.elements.get(SPECIFIC_CHARACTER_SET)
-        return element.raw if element is not None else b""
+        return self.raw(SPECIFIC_CHARACTER_SET)
+
+    def raw(self, tag: int) -> bytes:
+        """Return the value of ``tag`` as encoded; nothing where the instance lacks it."""
+        element = self.elements.get(tag)
+        return element[1] if element is not None else b""
 
     def values(self, tag: int) -> tuple[str, ...] | None:
         """Return the values of ``tag`` as text, ``("",)`` where it is empty, None where the instance lacks it."""
@@ -93,52 +106,138 @@ class Header:
         return values[0] if values else ""
 
 
-def read_header(data_set: bytes, *, transfer_syntax_uid: str) -> Header:
+def read_header(data_set: Buffer, *, transfer_syntax_uid: str) -> Header:
     """Return what can be searched in an encoded data set (without file meta information).
 
-    The transfer syntax itself is added as (0002,0010). A transfer syntax that is not known is read as explicit VR
-    little endian (PS3.5 A.4), unless the bytes say otherwise. Raises ``UnreadableError`` where an element, an item or a
-    fragment reaches beyond the end, and where there is nothing at all.
+    Nothing of ``data_set`` is kept, and of what is not in memory yet, only what is looked at is read. The transfer
+    syntax itself is added as (0002,0010). A transfer syntax that is not known is read as explicit VR little endian
+    (PS3.5 A.4), unless the bytes say otherwise. Raises ``UnreadableError`` where an element, an item or a fragment
+    reaches beyond the end, and where there is nothing at all.
     """
     if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
         data_set = _inflated(data_set)
-    if not data_set:
+    if not len(data_set):
         raise UnreadableError("the data set is empty")
     little_endian = transfer_syntax_uid != ExplicitVRBigEndian
-    walk = _Walk(data_set, little_endian=little_endian)
     explicit = _looks_explicit(data_set) or (
-        transfer_syntax_uid != ImplicitVRLittleEndian and _VR.match(data_set[4:6]) is not None
+        transfer_syntax_uid != ImplicitVRLittleEndian and _VR.match(bytes(data_set[4:6])) is not None
     )
-    elements = {TRANSFER_SYNTAX_UID: Element("UI", transfer_syntax_uid.encode("ascii", "replace"))}
-    left_out_count = 0
+    reading = _Reading(data_set, little_endian=little_endian, explicit=explicit)
+    reading.elements[TRANSFER_SYNTAX_UID] = ("UI", transfer_syntax_uid.encode("ascii", "replace"))
     try:
-        for tag, vr, raw in walk.top_level(explicit=explicit):
-            if len(elements) >= MOST_ELEMENTS:
-                left_out_count += 1
-            elif raw or not is_private(tag):
-                elements.setdefault(tag, Element(vr, raw))
+        reading.read_all()
     except struct.error:
         raise UnreadableError("the data set ends inside an element") from None
-    pixel_representation = elements.get(_PIXEL_REPRESENTATION)
-    signed = pixel_representation is not None and pixel_representation.raw[:1] == b"\1"
-    for tag, element in elements.items():
-        if element.vr == "US or SS":
-            elements[tag] = Element("SS" if signed else "US", element.raw)
-    return Header(elements=elements, little_endian=little_endian, left_out_count=left_out_count)
+    return Header(elements=reading.elements, little_endian=little_endian, left_out_count=reading.left_out_count)
 
 
-def read_file_header(file: bytes) -> Header:
-    """Return what can be searched in a file that the gateway wrote (PS3.10 7.1). Raises ``UnreadableError``."""
+def read_file_header(file: Buffer) -> Header:
+    """Return what can be searched in a file that the gateway wrote (PS3.10 7.1). Raises ``UnreadableError``.
+
+    ``file`` may be mapped into memory: it is not copied.
+    """
     if file[128:132] != b"DICM" or file[132:140] != b"\x02\0\0\0UL\x04\0":
         raise UnreadableError("the file does not begin as a DICOM file")
-    (meta_length,) = struct.unpack_from("<L", file.ljust(144, b"\0"), 140)
-    meta = file[132 : 144 + meta_length]
+    (meta_length,) = struct.unpack("<L", bytes(file[140:144]).ljust(4, b"\0"))
+    if meta_length > _LONGEST_META_BYTES:
+        raise UnreadableError("the file's meta information is longer than that of any instance")
+    meta = _Walk(bytes(file[132 : 144 + meta_length]), little_endian=True)
     try:
-        elements = {tag: raw for tag, _, raw in _Walk(meta, little_endian=True).top_level(explicit=True)}
+        elements = {tag: raw for tag, _, raw in meta.top_level(explicit=True)}
     except struct.error:
         raise UnreadableError("the file ends inside its meta information") from None
     transfer_syntax_uid = elements.get(TRANSFER_SYNTAX_UID, b"").decode("ascii", "replace").strip(" \0")
-    return read_header(file[144 + meta_length :], transfer_syntax_uid=transfer_syntax_uid)
+    with memoryview(file) as whole, whole[144 + meta_length :] as data_set:
+        return read_header(data_set, transfer_syntax_uid=transfer_syntax_uid)
+
+
+class _Reading:
+    """Collects the searchable elements of one data set."""
+
+    def __init__(self, data: Buffer, *, little_endian: bool, explicit: bool) -> None:
+        self._data = data
+        self._explicit = explicit
+        self._is_plain = explicit and little_endian
+        self._walk = _Walk(data, little_endian=little_endian)
+        self.elements: dict[int, Element] = {}
+        self.left_out_count = 0
+
+    def read_all(self) -> None:
+        """Take every element. Raises ``UnreadableError``, and ``struct.error`` where a head is cut short."""
+        beginning = b""
+        if self._is_plain:
+            beginning = self._data if isinstance(self._data, bytes) else bytes(self._data[:_BEGINNING_BYTES])
+        undetermined: list[int] = []
+        at = 0
+        while True:
+            if at < len(beginning):
+                at = _take_plain(beginning, at, end=len(self._data), into=self.elements)
+            if self._walk.is_over(at):
+                break
+            at, tag, vr, raw = self._walk.element(at, explicit=self._explicit)
+            if not vr:
+                continue
+            if len(self.elements) >= MOST_ELEMENTS:
+                self.left_out_count += 1
+            elif (raw or not is_private(tag)) and tag not in self.elements:
+                self.elements[tag] = (vr, raw)
+                if vr == _UNDETERMINED:
+                    undetermined.append(tag)
+        _, pixel_representation = self.elements.get(_PIXEL_REPRESENTATION, ("", b""))
+        vr = "SS" if pixel_representation[:1] == b"\1" else "US"
+        for tag in undetermined:
+            self.elements[tag] = (vr, self.elements[tag][1])
+
+
+_plain_head_at: Final = struct.Struct("<6sH").unpack_from
+_tag_of: Final = struct.Struct("<HH").unpack_from
+_long_length_at: Final = struct.Struct("<L").unpack_from
+_known_heads: Final[dict[bytes, tuple[int, str]]] = {}
+"""What tag and VR at the head of an element stand for; no VR for what has a long length, and is passed over."""
+
+
+def _take_plain(data: bytes, at: int, *, end: int, into: dict[int, Element]) -> int:
+    """Take elements of explicit VR little endian as long as each is known at first sight. Return where that ends.
+
+    ``end`` is where the data set ends, of which ``data`` may be the beginning only.
+    """
+    known_heads, last = _known_heads, len(data) - 12
+    for _ in range(MOST_ELEMENTS - len(into)):
+        if at > last:
+            break
+        head, length = _plain_head_at(data, at)
+        known = known_heads.get(head)
+        if known is None:
+            known = _learnt(head)
+            if known is None:
+                break
+        tag, vr = known
+        if vr:
+            start = at + 8
+            after = start + length
+            if after > len(data) or length > LONGEST_VALUE_BYTES:
+                break
+            if length or not tag & 0x10000:  # an empty element of a manufacturer says nothing
+                into.setdefault(tag, (vr, data[start:after]))
+        else:
+            (length,) = _long_length_at(data, at + 8)
+            after = at + 12 + length
+            if length == _UNDEFINED or after > end:
+                break
+        at = after
+    return at
+
+
+def _learnt(head: bytes) -> tuple[int, str] | None:
+    """Return what a head stands for, if that is plain; keep it, since the next instance has it as well."""
+    group, number = _tag_of(head)
+    vr = head[4:]
+    if group == 0xFFFE or not (vr in _SHORT_LENGTH or vr in _LONG_AND_PASSED_OVER):
+        return None
+    if len(_known_heads) >= _MOST_HEADS:
+        _known_heads.clear()  # a stranger may send any number of tags
+    known = _known_heads[head] = group << 16 | number, vr.decode("ascii") if vr in _SHORT_LENGTH else ""
+    return known
 
 
 def decode(element: Element, *, character_sets: bytes, little_endian: bool) -> tuple[str, ...]:
@@ -146,7 +245,7 @@ def decode(element: Element, *, character_sets: bytes, little_endian: bool) -> t
 
     Numbers given as text (DS, IS) stay as they were written; binary ones become decimal text; AT becomes ``GGGGEEEE``.
     """
-    raw, vr = element.raw[:LONGEST_VALUE_BYTES], element.vr
+    vr, raw = element[0], element[1][:LONGEST_VALUE_BYTES]
     if vr in _NUMBER_FORMAT:
         return _numbers(raw, vr, little_endian=little_endian) or ("",)
     if vr == "AT":
@@ -199,7 +298,7 @@ def _dictionary_vr(tag: int) -> str:
 def _guessed_vr(tag: int, raw: bytes) -> str:
     """Return what an element of unknown VR is read as: what the dictionary says, else text where it looks like it."""
     known = _dictionary_vr(tag)
-    if known in _SEARCHABLE or known == "US or SS":
+    if known in _SEARCHABLE or known == _UNDETERMINED:
         return known
     return "LO" if _PRINTABLE.match(raw) else "UN"
 
@@ -213,7 +312,7 @@ def _is_private_creator(tag: int) -> bool:
     return is_private(tag) and 0x10 <= tag & 0xFFFF <= 0xFF
 
 
-def _inflated(deflated: bytes) -> bytes:
+def _inflated(deflated: Buffer) -> bytes:
     largest = min(LARGEST_INFLATED_BYTES, max(HARMLESS_INFLATED_BYTES, GREATEST_INFLATION * len(deflated)))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
@@ -225,18 +324,19 @@ def _inflated(deflated: bytes) -> bytes:
     return plain
 
 
-def _looks_explicit(data_set: bytes) -> bool:
+def _looks_explicit(data_set: Buffer) -> bool:
     """Tell whether a data set that was announced as implicit VR is explicit all the same, as some senders write it."""
-    if data_set[4:6] not in _SHORT_LENGTH:
+    head = bytes(data_set[:8]).ljust(8, b"\0")
+    if head[4:6] not in _SHORT_LENGTH:
         return False
-    (length_if_implicit,) = struct.unpack_from("<L", data_set.ljust(8, b"\0"), 4)
+    (length_if_implicit,) = struct.unpack_from("<L", head, 4)
     return bool(length_if_implicit > len(data_set))
 
 
 class _Walk:
     """Steps through an encoded data set, and insists that everything in it lies within it."""
 
-    def __init__(self, data: bytes, *, little_endian: bool) -> None:
+    def __init__(self, data: Buffer, *, little_endian: bool) -> None:
         self._data = data
         self._end = len(data)
         order = "<" if little_endian else ">"
@@ -247,21 +347,30 @@ class _Walk:
     def top_level(self, *, explicit: bool) -> Iterator[tuple[int, str, bytes]]:
         """Yield tag, value representation and encoded value of the searchable elements."""
         at = 0
-        while at < self._end:
-            if at and self._end - at < 8 and not any(self._data[at:]):
-                return  # a few zero bytes of padding are no element
-            tag, vr, length, start = self._head(at, explicit=explicit)
-            at = self._after_value(vr, length, start, explicit=explicit, depth=0)
-            if vr == "UN" and length <= LONGEST_UNKNOWN_BYTES:
-                vr = _guessed_vr(tag, self._data[start:at])
-            if vr in _SEARCHABLE or vr == "US or SS":
-                yield tag, vr, self._data[start : min(at, start + LONGEST_VALUE_BYTES)]
+        while not self.is_over(at):
+            at, tag, vr, raw = self.element(at, explicit=explicit)
+            if vr:
+                yield tag, vr, raw
+
+    def is_over(self, at: int) -> bool:
+        """Tell whether no element follows at ``at``: a few zero bytes of padding are none."""
+        return at >= self._end or (at > 0 and self._end - at < 8 and not any(self._data[at : self._end]))
+
+    def element(self, at: int, *, explicit: bool) -> tuple[int, int, str, bytes]:
+        """Return where the element at ``at`` ends, its tag, and, if it can be searched, its VR and encoded value."""
+        tag, vr, length, start = self._head(at, explicit=explicit)
+        after = self._after_value(vr, length, start, explicit=explicit, depth=0)
+        if vr == "UN" and length <= LONGEST_UNKNOWN_BYTES:
+            vr = _guessed_vr(tag, bytes(self._data[start:after]))
+        if vr in _SEARCHABLE or vr == _UNDETERMINED:
+            return after, tag, vr, bytes(self._data[start : min(after, start + LONGEST_VALUE_BYTES)])
+        return after, tag, "", b""
 
     def _head(self, at: int, *, explicit: bool) -> tuple[int, str, int, int]:
         """Return tag, value representation, length, and where the value starts."""
         group, number = self._tag_at(self._data, at)
         tag = group << 16 | number
-        vr = self._data[at + 4 : at + 6]
+        vr = bytes(self._data[at + 4 : at + 6])
         # Some senders slip elements without a VR into an explicit data set; delimiters never have one (PS3.5 7.5).
         if not explicit or group == 0xFFFE or _VR.match(vr) is None:
             return tag, _dictionary_vr(tag), self._long_at(self._data, at + 4)[0], at + 8
