@@ -13,11 +13,11 @@ from rich.progress import track
 from deployments.errors import CommandError
 from dicom_gateway.backtest import Backtest
 from dicom_gateway.ledger import Ledger, ReceivedStudy
-from dicom_gateway.matching import match
 from dicom_gateway.moments import read_moment
 from dicom_gateway.wiring import LEDGER_NAME, open_ledger
 from flows_engine.definition.loading import load_definition
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.handoff.matching import match
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.handoff.study_store import StudyNotFoundError, StudyStore
 

@@ -7,10 +7,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from dicom_gateway.explain import explain
-from dicom_gateway.matching import match
 from dicom_gateway.wiring import LEDGER_NAME, open_ledger
 from flows_engine.definition.catalogue import FlowCatalogue
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.handoff.matching import match
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.handoff.study_store import StudyRecord, StudyStore
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from dicom_gateway.matching import ConditionFinding, FlowFinding, TriggerFinding
+from flows_engine.handoff.matching import ConditionFinding, FlowFinding, TriggerFinding
 
 
 class Backtest:

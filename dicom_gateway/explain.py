@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dicom_gateway.matching import ConditionFinding, FlowFinding, MatchReport, TriggerFinding
+from flows_engine.handoff.matching import ConditionFinding, FlowFinding, MatchReport, TriggerFinding
 
 _MOST_IN_SUMMARY: Final = 3
 

@@ -13,7 +13,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Final
 
-from dicom_gateway.header import Header
+from flows_engine.handoff.header import Header
 
 PATIENT_NAME: Final = 0x00100010
 PATIENT_ID: Final = 0x00100020

@@ -16,11 +16,11 @@ from typing import Final
 from dicom_gateway import durable_files, explain
 from dicom_gateway.interfaces import Definitions
 from dicom_gateway.ledger import Decision, Ledger
-from dicom_gateway.matching import MatchReport, match
 from dicom_gateway.outbox import Outbox
 from dicom_gateway.spool import Reception, Spool, SpooledStudy, tidy, write_record
 from dicom_gateway.uid_key import UidKey
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.handoff.matching import MatchReport, match
 from flows_engine.handoff.run_request import RunRequest, Sender
 from flows_engine.handoff.study_store import StudyNotFoundError, StudyOutcome, StudyRecord, StudyStore
 

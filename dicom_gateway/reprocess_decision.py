@@ -16,11 +16,11 @@ from typing import Final
 from dicom_gateway.errors import RequestError
 from dicom_gateway.intake import idempotency_key
 from dicom_gateway.interfaces import StudyRun
-from dicom_gateway.matching import FlowFinding, match
 from dicom_gateway.reprocess_request import ReprocessRequest
 from flows_engine.definition import naming
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.definition.wording import quoted
+from flows_engine.handoff.matching import FlowFinding, match
 from flows_engine.handoff.study_store import Fingerprint
 
 _MOST_NAMED: Final = 10

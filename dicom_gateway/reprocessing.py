@@ -16,7 +16,6 @@ from dicom_gateway.backing_off import wait_seconds
 from dicom_gateway.errors import TriggerRefusedError, TriggerUnavailableError
 from dicom_gateway.interfaces import RunHistory, RunTrigger
 from dicom_gateway.ledger import Ledger, LedgerStudy, ReprocessedRun
-from dicom_gateway.matching import FlowFinding
 from dicom_gateway.reprocess_decision import LeftToGateway, MakeRun, candidates, choose, next_step, queue
 from dicom_gateway.reprocess_request import ReprocessRequest
 from dicom_gateway.reprocess_result import ReprocessResult, Row, What
@@ -24,6 +23,7 @@ from dicom_gateway.study_lookup import find_studies
 from dicom_gateway.uid_key import UidKey
 from flows_engine.definition import naming
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.handoff.matching import FlowFinding
 from flows_engine.handoff.run_request import RunRequest
 from flows_engine.handoff.study_store import StudyNotFoundError, StudyRecord, StudyStore
 

@@ -28,10 +28,10 @@ from uuid_utils import uuid7
 
 from dicom_gateway import durable_files
 from dicom_gateway.errors import InstanceRefusedError, SpoolFullError
-from dicom_gateway.fingerprint import FingerprintBuilder
 from dicom_gateway.grouping import Patients
-from dicom_gateway.header import Header, UnreadableError, read_file_header, read_header
-from dicom_gateway.layout import Layout
+from flows_engine.handoff.fingerprint import FingerprintBuilder
+from flows_engine.handoff.header import Header, UnreadableError, read_file_header, read_header
+from flows_engine.handoff.layout import Layout
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.study_store import INPUT_NAME, RECORD_NAME, Fingerprint, StudyRecord
 

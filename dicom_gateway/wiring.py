@@ -12,13 +12,13 @@ from dicom_gateway.errors import StartError
 from dicom_gateway.handlers import Handlers
 from dicom_gateway.intake import Intake
 from dicom_gateway.interfaces import Definitions, RunTrigger
-from dicom_gateway.layout import Layout
 from dicom_gateway.ledger import Ledger
 from dicom_gateway.outbox import Outbox
 from dicom_gateway.receiver import Receiver, configure_pynetdicom_logging
 from dicom_gateway.spool import Spool
 from dicom_gateway.uid_filling import UidFilling
 from dicom_gateway.uid_key import make_uid_key
+from flows_engine.handoff.layout import Layout
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.handoff.study_store import StudyStore
 

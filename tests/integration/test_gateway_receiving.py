@@ -23,8 +23,8 @@ from pydicom.uid import (
 )
 from pynetdicom import AE
 
-from dicom_gateway.header import read_file_header
 from dicom_gateway.wiring import build_gateway
+from flows_engine.handoff.header import read_file_header
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.handoff.study_store import StudyStore
 from tests.fakes.definitions import FakeDefinitions, flow

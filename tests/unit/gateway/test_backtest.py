@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dicom_gateway.backtest import Backtest
-from dicom_gateway.matching import match
+from flows_engine.handoff.matching import match
 from flows_engine.handoff.study_store import Fingerprint, TagColumn
 from tests.fakes.definitions import flow
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dicom_gateway.explain import explain, summary
-from dicom_gateway.matching import ConditionFinding, FlowFinding, MatchReport, TriggerFinding
+from flows_engine.handoff.matching import ConditionFinding, FlowFinding, MatchReport, TriggerFinding
 
 
 def condition(*, holding, having=100, tag="Modality", patterns=("CT",)):

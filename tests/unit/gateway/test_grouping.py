@@ -4,7 +4,7 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_gateway.grouping import PATIENT_ID, Patients, group_key
-from dicom_gateway.header import SPECIFIC_CHARACTER_SET, Header, read_header
+from flows_engine.handoff.header import SPECIFIC_CHARACTER_SET, Header, read_header
 from tests.fakes.instances import ct, encoded
 
 

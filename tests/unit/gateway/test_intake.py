@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from dicom_gateway import intake as intake_module
-from dicom_gateway.fingerprint import FingerprintBuilder
 from dicom_gateway.intake import Intake, decide, idempotency_key
-from dicom_gateway.layout import Layout
 from dicom_gateway.ledger import Ledger
 from dicom_gateway.outbox import Outbox
 from dicom_gateway.spool import Spool
 from dicom_gateway.uid_key import UidKey
+from flows_engine.handoff.fingerprint import FingerprintBuilder
+from flows_engine.handoff.layout import Layout
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.study_store import StudyStore
 from tests.fakes.definitions import FakeDefinitions, flow

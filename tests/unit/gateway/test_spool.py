@@ -12,8 +12,8 @@ from pydicom.uid import generate_uid
 
 from dicom_gateway import durable_files
 from dicom_gateway.errors import InstanceRefusedError, SpoolFullError
-from dicom_gateway.layout import Layout
 from dicom_gateway.spool import Origin, Spool, write_record
+from flows_engine.handoff.layout import Layout
 from flows_engine.handoff.run_request import Sender
 from tests.fakes.instances import CANARIES, ct, received
 

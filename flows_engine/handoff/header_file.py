@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
-from dicom_gateway.header import Header, UnreadableError, read_file_header
+from flows_engine.handoff.header import Header, UnreadableError, read_file_header
 
 
 def read_file_header_at(path: Path) -> Header:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicom_gateway.matching import match
 from flows_engine.definition.errors import PatternTimeoutError
+from flows_engine.handoff.matching import match
 from flows_engine.handoff.study_store import Fingerprint, TagColumn
 from tests.fakes.definitions import flow
 

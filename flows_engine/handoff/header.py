@@ -4,7 +4,7 @@ The whole data set is walked, pixel data included, since an object that was cut 
 copied that is not kept, and nothing is decoded until somebody asks for it.
 
 What nearly every scanner sends, explicit VR little endian, is read by a tight loop (``_take_plain``). It leaves what it
-does not know at first sight to the careful walk (``_Walk``), which takes that one element, and goes on behind it.
+does not know at first sight to the careful walk (``Walk``), which takes that one element, and goes on behind it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from functools import cached_property, lru_cache
 from mmap import mmap
 from typing import Final
 
-from pydicom.charset import decode_bytes, default_encoding, python_encoding
 from pydicom.datadict import dictionary_VR
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
-from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
-LONGEST_VALUE_BYTES: Final = 16 * 1024
+from flows_engine.handoff.decoding import LONGEST_VALUE_BYTES, SEARCHABLE, Element, decode
+
 LONGEST_UNKNOWN_BYTES: Final = 1024
 """An element of unknown VR that is longer is no text to search in."""
 LARGEST_INFLATED_BYTES: Final = 1024**3
@@ -49,12 +48,6 @@ _UNDETERMINED: Final = "US or SS"
 _SHORT_LENGTH: Final = frozenset(
     b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split(),
 )
-_TEXT: Final = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
-_PLAIN_TEXT: Final = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"})
-_ONE_VALUE: Final = frozenset({"LT", "ST", "UT", "UR"})
-_NUMBER_FORMAT: Final = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "UV": "Q", "SV": "q", "FL": "f", "FD": "d"}
-_SEARCHABLE: Final = _TEXT | _PLAIN_TEXT | frozenset(_NUMBER_FORMAT) | {"AT"}
-_BACKSLASH: Final = 0x5C
 _VR: Final = re.compile(rb"[A-Z]{2}\Z")
 # Values that are passed over. A sequence is, too: what it holds is not of the top level.
 _LONG_AND_PASSED_OVER: Final = frozenset(b"OB OD OF OL OV OW SQ".split())
@@ -65,9 +58,6 @@ _PRINTABLE: Final = re.compile(rb"[ -~]+\0?\Z")
 
 
 Buffer = bytes | mmap | memoryview
-Element = tuple[str, bytes]
-"""Value representation and value of one searchable element, as it was encoded. A plain tuple, since there are a hundred
-an instance: one with names takes three times as long to make."""
 
 
 class UnreadableError(ValueError):
@@ -141,7 +131,7 @@ def read_file_header(file: Buffer) -> Header:
     (meta_length,) = struct.unpack("<L", bytes(file[140:144]).ljust(4, b"\0"))
     if meta_length > _LONGEST_META_BYTES:
         raise UnreadableError("the file's meta information is longer than that of any instance")
-    meta = _Walk(bytes(file[132 : 144 + meta_length]), little_endian=True)
+    meta = Walk(bytes(file[132 : 144 + meta_length]), little_endian=True)
     try:
         elements = {tag: raw for tag, _, raw in meta.top_level(explicit=True)}
     except struct.error:
@@ -158,7 +148,7 @@ class _Reading:
         self._data = data
         self._explicit = explicit
         self._is_plain = explicit and little_endian
-        self._walk = _Walk(data, little_endian=little_endian)
+        self._walk = Walk(data, little_endian=little_endian)
         self.elements: dict[int, Element] = {}
         self.left_out_count = 0
 
@@ -240,53 +230,6 @@ def _learnt(head: bytes) -> tuple[int, str] | None:
     return known
 
 
-def decode(element: Element, *, character_sets: bytes, little_endian: bool) -> tuple[str, ...]:
-    """Return an element's values as text. Never raises: what cannot be decoded becomes replacement characters.
-
-    Numbers given as text (DS, IS) stay as they were written; binary ones become decimal text; AT becomes ``GGGGEEEE``.
-    """
-    vr, raw = element[0], element[1][:LONGEST_VALUE_BYTES]
-    if vr in _NUMBER_FORMAT:
-        return _numbers(raw, vr, little_endian=little_endian) or ("",)
-    if vr == "AT":
-        parts = struct.iter_unpack("<HH" if little_endian else ">HH", raw[: len(raw) // 4 * 4])
-        return tuple(f"{group:04X}{number:04X}" for group, number in parts) or ("",)
-    text = _text(raw, vr, character_sets)
-    values = (text,) if vr in _ONE_VALUE else tuple(text.split("\\"))
-    return tuple(value.strip(" \0") for value in values)
-
-
-def _numbers(raw: bytes, vr: str, *, little_endian: bool) -> tuple[str, ...]:
-    form = ("<" if little_endian else ">") + _NUMBER_FORMAT[vr]
-    width = struct.calcsize(form)
-    numbers = struct.iter_unpack(form, raw[: len(raw) // width * width])
-    # Nine digits tell every 32-bit float apart, and hide its noise beyond.
-    return tuple(f"{number:.9g}" if vr == "FL" else str(number) for (number,) in numbers)
-
-
-def _text(raw: bytes, vr: str, character_sets: bytes) -> str:
-    if raw.isascii() and b"\x1b" not in raw:
-        return raw.decode("ascii")
-    if vr not in _TEXT:
-        return raw.decode("latin-1")
-    encodings = _encodings(character_sets)
-    if b"\x1b" not in raw:
-        return raw.decode(encodings[0], "replace")
-    delimiters = PN_DELIMS if vr == "PN" else TEXT_VR_DELIMS
-    try:
-        return decode_bytes(raw, encodings, {*delimiters, _BACKSLASH})
-    except (LookupError, ValueError, AssertionError):
-        return raw.decode("ascii", "replace")
-
-
-@lru_cache(maxsize=256)
-def _encodings(character_sets: bytes) -> tuple[str, ...]:
-    """Return Python's names of the character sets (PS3.3 C.12.1.1.2). What is not known there is passed over."""
-    names = [name.strip(" \0") for name in character_sets.decode("ascii", "replace").split("\\")]
-    known = [python_encoding[name] for name in names if name in python_encoding]
-    return tuple(known) or (default_encoding,)
-
-
 @lru_cache(maxsize=16384)
 def _dictionary_vr(tag: int) -> str:
     try:
@@ -298,7 +241,7 @@ def _dictionary_vr(tag: int) -> str:
 def _guessed_vr(tag: int, raw: bytes) -> str:
     """Return what an element of unknown VR is read as: what the dictionary says, else text where it looks like it."""
     known = _dictionary_vr(tag)
-    if known in _SEARCHABLE or known == _UNDETERMINED:
+    if known in SEARCHABLE or known == _UNDETERMINED:
         return known
     return "LO" if _PRINTABLE.match(raw) else "UN"
 
@@ -333,7 +276,7 @@ def _looks_explicit(data_set: Buffer) -> bool:
     return bool(length_if_implicit > len(data_set))
 
 
-class _Walk:
+class Walk:
     """Steps through an encoded data set, and insists that everything in it lies within it."""
 
     def __init__(self, data: Buffer, *, little_endian: bool) -> None:
@@ -362,7 +305,7 @@ class _Walk:
         after = self._after_value(vr, length, start, explicit=explicit, depth=0)
         if vr == "UN" and length <= LONGEST_UNKNOWN_BYTES:
             vr = _guessed_vr(tag, bytes(self._data[start:after]))
-        if vr in _SEARCHABLE or vr == _UNDETERMINED:
+        if vr in SEARCHABLE or vr == _UNDETERMINED:
             return after, tag, vr, bytes(self._data[start : min(after, start + LONGEST_VALUE_BYTES)])
         return after, tag, "", b""
 

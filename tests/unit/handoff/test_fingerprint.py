@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicom_gateway.fingerprint import MOST_TAGS, FingerprintBuilder
-from dicom_gateway.header import Header, read_header
+from flows_engine.handoff.fingerprint import MOST_TAGS, FingerprintBuilder
+from flows_engine.handoff.header import Header, read_header
 from tests.fakes.instances import ct, encoded
 
 

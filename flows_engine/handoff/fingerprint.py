@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from dicom_gateway.header import Element, Header, decode, is_private
+from flows_engine.handoff.decoding import Element, decode
+from flows_engine.handoff.header import Header, is_private
 from flows_engine.handoff.study_store import Fingerprint, TagColumn
 
 MOST_TAGS: Final = 2000

@@ -6,8 +6,8 @@ import tracemalloc
 import pytest
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicom_gateway.header import UnreadableError, read_header
-from dicom_gateway.header_file import read_file_header_at
+from flows_engine.handoff.header import UnreadableError, read_header
+from flows_engine.handoff.header_file import read_file_header_at
 from tests.fakes.instances import ct, received
 
 
