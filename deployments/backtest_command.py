@@ -81,7 +81,7 @@ def _match(
     except (StudyNotFoundError, OSError):
         result.add_unreadable()
         return
-    (finding,) = match(record.fingerprint, [definition]).flows
+    (finding,) = match(record, [definition]).flows
     ran_before = finding.verdict == "matched" and _ran_before(ledger, study.study_id, definition.name)
     result.add(study.study_id, finding, is_held=study.outcome == "held", ran_before=ran_before)
 

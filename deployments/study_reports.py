@@ -50,7 +50,7 @@ def print_explanation(console: Console, settings: SiteSettings, *, study_id: str
     catalogue = FlowCatalogue(settings.flow_directory, state_folder=settings.data_dir / "definitions", remember=False)
     catalogue.refresh()
     definitions = list(catalogue.snapshot().values())
-    console.print(explain(match(record.fingerprint, definitions)), markup=False, highlight=False)
+    console.print(explain(match(record, definitions)), markup=False, highlight=False)
     if with_values:
         _print_values(console, record, definitions)
 

@@ -79,7 +79,9 @@ def _of_trigger(trigger: TriggerFinding) -> Iterator[str]:
 
 
 def _of_condition(condition: ConditionFinding) -> str:
+    patterns = " and ".join(repr(pattern) for pattern in condition.patterns)
+    if condition.of_study:
+        return f"{condition.tag}: that of the study does not match {patterns}"
     if not condition.having:
         return f"{condition.tag}: no instance has this tag"
-    patterns = " and ".join(repr(pattern) for pattern in condition.patterns)
     return f"{condition.tag}: no instance matches {patterns}"

@@ -65,6 +65,8 @@ def _trigger(trigger: TriggerFinding, instance_count: int) -> list[str]:
 
 def _condition(condition: ConditionFinding, instance_count: int) -> str:
     patterns = " and ".join(repr(pattern) for pattern in condition.patterns)
+    if condition.of_study:
+        return f"{condition.tag}: that of the study does not match {patterns}"
     if not condition.having:
         return f"{condition.tag}: none of {instance_count} instances has this tag, so none matches {patterns}"
     return f"{condition.tag}: none of {instance_count} instances matches {patterns}"

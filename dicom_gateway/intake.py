@@ -210,7 +210,7 @@ def decide(record: StudyRecord, *, study_uri: str, definitions: Mapping[str, Flo
     if not definitions:
         reason = f"no flow definition is in force; `dicomflow release {record.study_id}` decides again"
         return Decision(outcome="held", reason=reason)
-    report = match(record.fingerprint, definitions.values())
+    report = match(record, definitions.values())
     return Decision(
         outcome=_outcome(report),
         reason=explain.summary(report),

@@ -21,7 +21,7 @@ from flows_engine.definition import naming
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.definition.wording import quoted
 from flows_engine.handoff.matching import FlowFinding, match
-from flows_engine.handoff.study_store import Fingerprint
+from flows_engine.handoff.study_store import StudyRecord
 
 _MOST_NAMED: Final = 10
 
@@ -67,11 +67,11 @@ def candidates(definitions: Mapping[str, FlowDefinition], flow: str) -> tuple[Fl
     return (definitions[flow],)
 
 
-def choose(fingerprint: Fingerprint, definitions: Collection[FlowDefinition], request: ReprocessRequest) -> Choice:
+def choose(record: StudyRecord, definitions: Collection[FlowDefinition], request: ReprocessRequest) -> Choice:
     """Return which of ``definitions`` a request runs on a study."""
     if request.flow and not request.only_matching:
         return Choice(run=tuple(definitions), others=())
-    report = match(fingerprint, definitions)
+    report = match(record, definitions)
     return Choice(
         run=tuple(definition for definition in definitions if definition.name in report.matched),
         others=tuple(finding for finding in report.flows if finding.verdict != "matched"),

@@ -135,7 +135,7 @@ class Reprocessing:
             return
         record = self._store.record(study_id)
         study_uri = self._store.input_folder(study_id).parent.absolute().as_uri()
-        choice = choose(record.fingerprint, wanted, self._request)
+        choice = choose(record, wanted, self._request)
         for finding in choice.others:
             self._tell_of_other(record, finding)
         if not choice.run:

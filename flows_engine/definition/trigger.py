@@ -1,8 +1,7 @@
-"""A trigger: the conditions on DICOM tags that must hold together in a single instance."""
+"""A trigger: the conditions that must hold together in a single instance, on its tags and on who sent it."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -13,22 +12,18 @@ import regex
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_serializer, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
-from pydicom._dicom_dict import DicomDictionary
-from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from flows_engine.definition.errors import PatternTimeoutError
 from flows_engine.definition.leniency import as_list, as_text
+from flows_engine.definition.trigger_key import parse_key
 from flows_engine.definition.wording import quoted
 
 _SECONDS_PER_VALUE: Final = 1.0
-_NUMBERED_TAG: Final = re.compile(r"([0-9A-Fa-f]{4})([0-9A-Fa-f]{4})|\(([0-9A-Fa-f]{4}),\s*([0-9A-Fa-f]{4})\)")
 _LONGEST_PATTERN: Final = 1000
 # A counted repeat is written out when a pattern is compiled: `((a{1000}){1000}){1000}` takes all memory there is.
 _COUNT: Final = re.compile(r"\{\s*([0-9]+)")
 _MOST_WRITTEN_OUT: Final = 1_000_000
 _MOST_WRONG_CONDITIONS: Final = 10
-# What has no text to search in (PS3.5 6.2).
-_WITHOUT_TEXT: Final = {"SQ", "OB", "OW", "OD", "OF", "OL", "OV", "UN"}
 
 
 @lru_cache(maxsize=1024)
@@ -81,7 +76,7 @@ class Pattern(BaseModel):
 
 
 class Condition(BaseModel):
-    """What must hold for one tag. ``tag`` is ``GGGGEEEE`` in upper case; ``written`` is how its author wrote it."""
+    """What must hold for one key of a trigger: ``tag`` as ``parse_key`` has it, ``written`` as its author wrote it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -135,15 +130,16 @@ class Trigger(BaseModel):
         return {
             "type": "object",
             "title": "Trigger",
-            "description": "DICOM tag (keyword, GGGGEEEE or (gggg,eeee)): pattern, or list of patterns that must all "
-            "hold. A pattern is a regular expression, searched anywhere in the value; ~ in front: must not match.",
+            "description": "DICOM tag (keyword, GGGGEEEE or (gggg,eeee)), or Sender.AETitle, Sender.Host or "
+            "Called.AETitle: pattern, or list of patterns that must all hold. A pattern is a regular expression, "
+            "searched anywhere in the value; ~ in front: must not match.",
             "minProperties": 1,
             "additionalProperties": {"anyOf": [pattern, {"type": "array", "minItems": 1, "items": pattern}]},
         }
 
 
 def _condition(written: str, patterns: object, *, before: Mapping[str, Condition]) -> Condition:
-    tag = parse_tag(written)
+    tag = parse_key(written)
     if tag in before:
         raise ValueError(f"is the same tag as {before[tag].written}; make one list of their patterns")
     listed = as_list(patterns)
@@ -152,35 +148,3 @@ def _condition(written: str, patterns: object, *, before: Mapping[str, Condition
     if not texts or len(texts) < len(written_patterns):
         raise ValueError('needs a pattern, or a list of patterns; for any value write ".*"')
     return Condition(tag=tag, written=written, patterns=tuple(Pattern.parse(text) for text in texts))
-
-
-def parse_tag(written: str) -> str:
-    """Return a tag given as keyword, ``GGGGEEEE`` or ``(gggg,eeee)`` as ``GGGGEEEE``. Raises ``ValueError``."""
-    numbered = _NUMBERED_TAG.fullmatch(written.strip())
-    if numbered:
-        number = int("".join(part for part in numbered.groups() if part), 16)
-    else:
-        known = tag_for_keyword(written.strip())
-        # The dictionary lists some retired elements without a keyword: the empty text finds one of them.
-        if known is None or not written.strip():
-            raise ValueError(f"{quoted(written)} is no DICOM keyword{_suggestion(written)}")
-        number = known
-    try:
-        representation = dictionary_VR(number)
-    except KeyError:
-        representation = ""  # a private tag: what it holds is known when it comes
-    if _WITHOUT_TEXT.intersection(representation.split(" or ")):
-        raise ValueError(f"is of type {representation}, which has no text to match; name a tag that has text")
-    return f"{number:08X}"
-
-
-@lru_cache(maxsize=1)
-def _keywords() -> tuple[str, ...]:
-    return tuple(entry[4] for entry in DicomDictionary.values() if entry[4])
-
-
-def _suggestion(written: str) -> str:
-    start, length = written[:1].casefold(), len(written)
-    alike = [keyword for keyword in _keywords() if keyword[:1].casefold() == start and abs(len(keyword) - length) < 5]
-    close = difflib.get_close_matches(written, alike, n=1)
-    return f"; did you mean {close[0]}?" if close else ", and no tag like GGGGEEEE or (gggg,eeee) either"

@@ -1,4 +1,4 @@
-"""A study's fingerprint x the flow definitions -> which flows fire, and why the others do not. Pure.
+"""A study x the flow definitions -> which flows fire, and why the others do not. Pure.
 
 Each distinct value is tested once, whatever the number of instances, and what holds for which instance is a row of
 bytes in one integer: 10,000 instances and 200 flows are decided in well under a second.
@@ -13,7 +13,8 @@ from typing import Final, Literal
 from flows_engine.definition.errors import PatternTimeoutError
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.definition.trigger import Condition, Pattern, Trigger
-from flows_engine.handoff.study_store import Fingerprint
+from flows_engine.definition.trigger_key import CALLED_AE_TITLE, ORIGIN_KEYS, SENDER_AE_TITLE, SENDER_HOST
+from flows_engine.handoff.study_store import StudyRecord, TagColumn
 
 Verdict = Literal["matched", "not-matched", "on-request", "undecided"]
 
@@ -30,6 +31,11 @@ class ConditionFinding:
     holding: int
     having: int
     """How many instances have the tag at all."""
+
+    @property
+    def of_study(self) -> bool:
+        """Whether it is about where the study came from, so that it holds for all of its instances or for none."""
+        return self.tag.strip() in ORIGIN_KEYS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +74,17 @@ class MatchReport:
         return tuple(finding for finding in self.flows if finding.verdict == "undecided")
 
 
-def match(fingerprint: Fingerprint, definitions: Iterable[FlowDefinition]) -> MatchReport:
-    """Return which of ``definitions`` fire on the study.
+def match(study: StudyRecord, definitions: Iterable[FlowDefinition]) -> MatchReport:
+    """Return which of ``definitions`` fire on the study, as its record has it.
 
     A flow fires if each of its triggers is found, and a trigger is found if some single instance meets all its
     conditions. A condition is met if any value of the tag matches each plain pattern and no value matches any ``~``
-    pattern; an instance that lacks the tag meets ``~`` patterns only. A flow without triggers runs on request alone.
+    pattern; an instance that lacks the tag meets ``~`` patterns only. Where the study came from is the same for each of
+    its instances. A flow without triggers runs on request alone.
     """
-    evidence = _Evidence(fingerprint)
+    evidence = _Evidence(study)
     findings = tuple(_flow(evidence, definition) for definition in definitions)
-    return MatchReport(instance_count=fingerprint.instance_count, flows=findings)
+    return MatchReport(instance_count=evidence.instance_count, flows=findings)
 
 
 def _flow(evidence: _Evidence, definition: FlowDefinition) -> FlowFinding:
@@ -117,17 +124,18 @@ class _TooSlowError(Exception):
 class _Evidence:
     """What holds for which instance: one byte an instance, 1 where it holds, all of them in one integer."""
 
-    def __init__(self, fingerprint: Fingerprint) -> None:
-        self._fingerprint = fingerprint
+    def __init__(self, study: StudyRecord) -> None:
+        self.instance_count = study.fingerprint.instance_count
+        self._columns = {**study.fingerprint.columns, **_origin_columns(study)}
         self._rows: dict[tuple[str, str, bool], int] = {}
         self._having: dict[str, int] = {}
-        self.every_instance = _packed([_YES] * fingerprint.instance_count)
+        self.every_instance = _packed([_YES] * self.instance_count)
 
     def having(self, tag: str) -> int:
         count = self._having.get(tag)
         if count is None:
-            column = self._fingerprint.columns.get(tag)
-            count = 0 if column is None else self._fingerprint.instance_count - column.index.count(-1)
+            column = self._columns.get(tag)
+            count = 0 if column is None else self.instance_count - column.index.count(-1)
             self._having[tag] = count
         return count
 
@@ -145,7 +153,7 @@ class _Evidence:
         return rows
 
     def _tested(self, condition: Condition, pattern: Pattern) -> int:
-        column = self._fingerprint.columns.get(condition.tag)
+        column = self._columns.get(condition.tag)
         if column is None:
             return self.every_instance if pattern.negated else 0
         holds: list[int] = []
@@ -159,6 +167,16 @@ class _Evidence:
         # The last entry answers for index -1, the instances that lack the tag.
         holds.append(_YES if pattern.negated else _NO)
         return _packed([holds[place] for place in column.index])
+
+
+def _origin_columns(study: StudyRecord) -> dict[str, TagColumn]:
+    values = {
+        SENDER_AE_TITLE: study.sender.ae_title,
+        SENDER_HOST: study.sender.host,
+        CALLED_AE_TITLE: study.called_ae_title,
+    }
+    index = (0,) * study.fingerprint.instance_count
+    return {key: TagColumn(values=((value,),), index=index) for key, value in values.items()}
 
 
 def _packed(rows: list[int]) -> int:

@@ -21,7 +21,7 @@ from flows_engine.definition.docker_kwargs import Size
 from flows_engine.definition.errors import DefinitionError
 from flows_engine.definition.loading import read_yaml_mapping
 from flows_engine.definition.schema import AETitle, kind_of_gpu
-from flows_engine.definition.trigger import parse_tag
+from flows_engine.definition.trigger_key import parse_tag
 from flows_engine.definition.wording import reason
 
 _INSTALLED: Final = Path("/opt/DicomFlow")

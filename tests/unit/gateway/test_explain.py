@@ -42,6 +42,11 @@ def test_only_the_trigger_that_failed_is_named():
     assert "trigger 1" not in text
 
 
+def test_a_sender_that_is_not_meant_is_the_reason():
+    text = explain(report(missed("A", condition(holding=0, tag="Sender.Host", patterns=("^10",)))))
+    assert "Sender.Host: that of the study does not match '^10'" in text
+
+
 def test_the_other_verdicts_have_a_line_each():
     request = FlowFinding(flow="R", verdict="on-request")
     slow = FlowFinding(flow="S", verdict="undecided", problem="Modality: the pattern 'x' is slow")
