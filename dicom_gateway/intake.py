@@ -20,8 +20,9 @@ from dicom_gateway.outbox import Outbox
 from dicom_gateway.spool import Reception, Spool, SpooledStudy, tidy, write_record
 from dicom_gateway.uid_key import UidKey
 from flows_engine.definition.schema import FlowDefinition
-from flows_engine.handoff.matching import MatchReport, match
+from flows_engine.handoff.matching import MatchReport
 from flows_engine.handoff.run_request import RunRequest, Sender
+from flows_engine.handoff.study_match import match_study
 from flows_engine.handoff.study_store import StudyNotFoundError, StudyOutcome, StudyRecord, StudyStore
 
 _log = logging.getLogger(__name__)
@@ -183,6 +184,7 @@ class Intake:
                 self._store.record(study_id),
                 study_uri=self._store.input_folder(study_id).parent.absolute().as_uri(),
                 definitions=self._definitions.snapshot(),
+                store=self._store,
                 hold=self._hold_incomplete and not released,
             )
         except StudyNotFoundError as error:
@@ -199,8 +201,13 @@ class Intake:
         )
 
 
-def decide(record: StudyRecord, *, study_uri: str, definitions: Mapping[str, FlowDefinition], hold: bool) -> Decision:
-    """Return what is to become of a study. Pure. ``hold`` says that an incomplete one waits for a person."""
+def decide(
+    record: StudyRecord, *, study_uri: str, definitions: Mapping[str, FlowDefinition], store: StudyStore, hold: bool
+) -> Decision:
+    """Return what is to become of a study. ``hold`` says that an incomplete one waits for a person.
+
+    Pure, but for the files of the study, which are read where a definition asks for what only they tell.
+    """
     if hold and not record.complete:
         reason = (
             f"the association was not released: it ended after {record.instance_count} instances, and more may "
@@ -210,7 +217,7 @@ def decide(record: StudyRecord, *, study_uri: str, definitions: Mapping[str, Flo
     if not definitions:
         reason = f"no flow definition is in force; `dicomflow release {record.study_id}` decides again"
         return Decision(outcome="held", reason=reason)
-    report = match(record, definitions.values())
+    report = match_study(record, definitions.values(), store=store)
     return Decision(
         outcome=_outcome(report),
         reason=explain.summary(report),

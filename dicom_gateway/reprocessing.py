@@ -25,6 +25,7 @@ from flows_engine.definition import naming
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.handoff.matching import FlowFinding
 from flows_engine.handoff.run_request import RunRequest
+from flows_engine.handoff.study_match import match_study
 from flows_engine.handoff.study_store import StudyNotFoundError, StudyRecord, StudyStore
 
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -135,7 +136,7 @@ class Reprocessing:
             return
         record = self._store.record(study_id)
         study_uri = self._store.input_folder(study_id).parent.absolute().as_uri()
-        choice = choose(record, wanted, self._request)
+        choice = choose(lambda asked: match_study(record, asked, store=self._store), wanted, self._request)
         for finding in choice.others:
             self._tell_of_other(record, finding)
         if not choice.run:

@@ -130,9 +130,10 @@ class Trigger(BaseModel):
         return {
             "type": "object",
             "title": "Trigger",
-            "description": "DICOM tag (keyword, GGGGEEEE or (gggg,eeee)), or Sender.AETitle, Sender.Host or "
-            "Called.AETitle: pattern, or list of patterns that must all hold. A pattern is a regular expression, "
-            "searched anywhere in the value; ~ in front: must not match.",
+            "description": "DICOM tag (keyword, GGGGEEEE, (gggg,eeee) or (gggg,'CREATOR',ee)), with dots between it "
+            "and the sequences that it is in, or Sender.AETitle, Sender.Host or Called.AETitle: pattern, or list of "
+            "patterns that must all hold. A pattern is a regular expression, searched anywhere in the value; ~ in "
+            "front: must not match.",
             "minProperties": 1,
             "additionalProperties": {"anyOf": [pattern, {"type": "array", "minItems": 1, "items": pattern}]},
         }

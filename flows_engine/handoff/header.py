@@ -38,10 +38,10 @@ _LONGEST_META_BYTES: Final = 1024**2
 SPECIFIC_CHARACTER_SET: Final = 0x00080005
 TRANSFER_SYNTAX_UID: Final = 0x00020010
 _PIXEL_REPRESENTATION: Final = 0x00280103
-_ITEM: Final = 0xFFFEE000
-_ITEM_END: Final = 0xFFFEE00D
-_SEQUENCE_END: Final = 0xFFFEE0DD
-_UNDEFINED: Final = 0xFFFFFFFF
+ITEM: Final = 0xFFFEE000
+ITEM_END: Final = 0xFFFEE00D
+SEQUENCE_END: Final = 0xFFFEE0DD
+UNDEFINED: Final = 0xFFFFFFFF
 _UNDETERMINED: Final = "US or SS"
 
 # PS3.5 7.1.2: these carry a 16-bit length; every other value representation, a future one too, a 32-bit one.
@@ -105,13 +105,11 @@ def read_header(data_set: Buffer, *, transfer_syntax_uid: str) -> Header:
     reaches beyond the end, and where there is nothing at all.
     """
     if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
-        data_set = _inflated(data_set)
+        data_set = inflated(data_set)
     if not len(data_set):
         raise UnreadableError("the data set is empty")
     little_endian = transfer_syntax_uid != ExplicitVRBigEndian
-    explicit = _looks_explicit(data_set) or (
-        transfer_syntax_uid != ImplicitVRLittleEndian and _VR.match(bytes(data_set[4:6])) is not None
-    )
+    explicit = is_explicit(data_set, transfer_syntax_uid=transfer_syntax_uid)
     reading = _Reading(data_set, little_endian=little_endian, explicit=explicit)
     reading.elements[TRANSFER_SYNTAX_UID] = ("UI", transfer_syntax_uid.encode("ascii", "replace"))
     try:
@@ -126,6 +124,13 @@ def read_file_header(file: Buffer) -> Header:
 
     ``file`` may be mapped into memory: it is not copied.
     """
+    transfer_syntax_uid, offset = read_meta(file)
+    with memoryview(file) as whole, whole[offset:] as data_set:
+        return read_header(data_set, transfer_syntax_uid=transfer_syntax_uid)
+
+
+def read_meta(file: Buffer) -> tuple[str, int]:
+    """Return the transfer syntax of a file's data set, and where that begins. Raises ``UnreadableError``."""
     if file[128:132] != b"DICM" or file[132:140] != b"\x02\0\0\0UL\x04\0":
         raise UnreadableError("the file does not begin as a DICOM file")
     (meta_length,) = struct.unpack("<L", bytes(file[140:144]).ljust(4, b"\0"))
@@ -137,8 +142,7 @@ def read_file_header(file: Buffer) -> Header:
     except struct.error:
         raise UnreadableError("the file ends inside its meta information") from None
     transfer_syntax_uid = elements.get(TRANSFER_SYNTAX_UID, b"").decode("ascii", "replace").strip(" \0")
-    with memoryview(file) as whole, whole[144 + meta_length :] as data_set:
-        return read_header(data_set, transfer_syntax_uid=transfer_syntax_uid)
+    return transfer_syntax_uid, 144 + meta_length
 
 
 class _Reading:
@@ -212,7 +216,7 @@ def _take_plain(data: bytes, at: int, *, end: int, into: dict[int, Element]) -> 
         else:
             (length,) = _long_length_at(data, at + 8)
             after = at + 12 + length
-            if length == _UNDEFINED or after > end:
+            if length == UNDEFINED or after > end:
                 break
         at = after
     return at
@@ -238,7 +242,7 @@ def _dictionary_vr(tag: int) -> str:
         return "UL" if tag & 0xFFFF == 0 else "LO" if _is_private_creator(tag) else "UN"
 
 
-def _guessed_vr(tag: int, raw: bytes) -> str:
+def guessed_vr(tag: int, raw: bytes) -> str:
     """Return what an element of unknown VR is read as: what the dictionary says, else text where it looks like it."""
     known = _dictionary_vr(tag)
     if known in SEARCHABLE or known == _UNDETERMINED:
@@ -255,7 +259,8 @@ def _is_private_creator(tag: int) -> bool:
     return is_private(tag) and 0x10 <= tag & 0xFFFF <= 0xFF
 
 
-def _inflated(deflated: Buffer) -> bytes:
+def inflated(deflated: Buffer) -> bytes:
+    """Return a deflated data set (PS3.5 A.5) as it was before. Raises ``UnreadableError``, for an attack as well."""
     largest = min(LARGEST_INFLATED_BYTES, max(HARMLESS_INFLATED_BYTES, GREATEST_INFLATION * len(deflated)))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
@@ -265,6 +270,13 @@ def _inflated(deflated: Buffer) -> bytes:
     if not inflater.eof:
         raise UnreadableError("the deflated data set has no end, or grows too large")
     return plain
+
+
+def is_explicit(data_set: Buffer, *, transfer_syntax_uid: str) -> bool:
+    """Tell whether the elements of a data set say of which VR they are, whatever was announced."""
+    return _looks_explicit(data_set) or (
+        transfer_syntax_uid != ImplicitVRLittleEndian and _VR.match(bytes(data_set[4:6])) is not None
+    )
 
 
 def _looks_explicit(data_set: Buffer) -> bool:
@@ -301,15 +313,15 @@ class Walk:
 
     def element(self, at: int, *, explicit: bool) -> tuple[int, int, str, bytes]:
         """Return where the element at ``at`` ends, its tag, and, if it can be searched, its VR and encoded value."""
-        tag, vr, length, start = self._head(at, explicit=explicit)
-        after = self._after_value(vr, length, start, explicit=explicit, depth=0)
+        tag, vr, length, start = self.head(at, explicit=explicit)
+        after = self.after_value(vr, length, start, explicit=explicit, depth=0)
         if vr == "UN" and length <= LONGEST_UNKNOWN_BYTES:
-            vr = _guessed_vr(tag, bytes(self._data[start:after]))
+            vr = guessed_vr(tag, bytes(self._data[start:after]))
         if vr in SEARCHABLE or vr == _UNDETERMINED:
             return after, tag, vr, bytes(self._data[start : min(after, start + LONGEST_VALUE_BYTES)])
         return after, tag, "", b""
 
-    def _head(self, at: int, *, explicit: bool) -> tuple[int, str, int, int]:
+    def head(self, at: int, *, explicit: bool) -> tuple[int, str, int, int]:
         """Return tag, value representation, length, and where the value starts."""
         group, number = self._tag_at(self._data, at)
         tag = group << 16 | number
@@ -321,8 +333,9 @@ class Walk:
             return tag, vr.decode("ascii"), self._short_at(self._data, at + 6)[0], at + 8
         return tag, vr.decode("ascii"), self._long_at(self._data, at + 8)[0], at + 12
 
-    def _after_value(self, vr: str, length: int, start: int, *, explicit: bool, depth: int) -> int:
-        if length != _UNDEFINED:
+    def after_value(self, vr: str, length: int, start: int, *, explicit: bool, depth: int) -> int:
+        """Return where a value ends, whatever is nested in it. Raises ``UnreadableError``."""
+        if length != UNDEFINED:
             if start + length > self._end:
                 beyond = start + length - self._end
                 raise UnreadableError(f"the element at byte {start} reaches {beyond} bytes beyond the end")
@@ -334,12 +347,12 @@ class Walk:
         if depth > DEEPEST_SEQUENCE:
             raise UnreadableError(f"sequences are nested deeper than {DEEPEST_SEQUENCE}")
         while True:
-            tag, _, length, at = self._head(at, explicit=False)
-            if tag == _SEQUENCE_END:
+            tag, _, length, at = self.head(at, explicit=False)
+            if tag == SEQUENCE_END:
                 return at
-            if tag != _ITEM:
+            if tag != ITEM:
                 raise UnreadableError(f"there is no item where one should be, at byte {at - 8}")
-            if length != _UNDEFINED:
+            if length != UNDEFINED:
                 at += length
                 if at > self._end:
                     raise UnreadableError(f"an item reaches {at - self._end} bytes beyond the end")
@@ -348,7 +361,7 @@ class Walk:
 
     def _after_open_item(self, at: int, *, explicit: bool, depth: int) -> int:
         while True:
-            tag, vr, length, start = self._head(at, explicit=explicit)
-            if tag == _ITEM_END:
+            tag, vr, length, start = self.head(at, explicit=explicit)
+            if tag == ITEM_END:
                 return start
-            at = self._after_value(vr, length, start, explicit=explicit, depth=depth)
+            at = self.after_value(vr, length, start, explicit=explicit, depth=depth)

@@ -1,11 +1,14 @@
-"""A file on disk -> its header, whatever its size."""
+"""A file on disk -> what can be searched in it, whatever its size."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
-from flows_engine.handoff.header import Header, UnreadableError, read_file_header
+from flows_engine.handoff.deep_values import deep_values
+from flows_engine.handoff.header import Header, UnreadableError, read_file_header, read_meta
 
 
 def read_file_header_at(path: Path) -> Header:
@@ -14,10 +17,28 @@ def read_file_header_at(path: Path) -> Header:
     The file is mapped, not read: an object of gigabytes takes no more memory than a small one. It must not become
     shorter meanwhile. Raises ``UnreadableError`` for an empty or truncated file, ``OSError`` where it cannot be opened.
     """
+    with _mapped(path) as file:
+        return read_file_header(file)
+
+
+def read_deep_at(path: Path, *, keys: Iterable[str]) -> tuple[Header, dict[str, tuple[str, ...]]]:
+    """Return the header of such a file, and the values of those of ``keys`` that it has; see ``deep_values``.
+
+    Raises ``TooManyValuesError`` beside what ``read_file_header_at`` raises.
+    """
+    with _mapped(path) as file:
+        header = read_file_header(file)
+        transfer_syntax_uid, offset = read_meta(file)
+        with memoryview(file) as whole, whole[offset:] as data_set:
+            return header, deep_values(data_set, transfer_syntax_uid=transfer_syntax_uid, keys=keys)
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap]:
     with path.open("rb") as file:
         try:
             mapped = mmap(file.fileno(), 0, access=ACCESS_READ)
         except ValueError:
             raise UnreadableError("the file is empty") from None
         with mapped:
-            return read_file_header(mapped)
+            yield mapped

@@ -13,10 +13,10 @@ from typing import Final, Literal
 from flows_engine.definition.errors import PatternTimeoutError
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.definition.trigger import Condition, Pattern, Trigger
-from flows_engine.definition.trigger_key import CALLED_AE_TITLE, ORIGIN_KEYS, SENDER_AE_TITLE, SENDER_HOST
+from flows_engine.definition.trigger_key import CALLED_AE_TITLE, ORIGIN_KEYS, SENDER_AE_TITLE, SENDER_HOST, is_deep
 from flows_engine.handoff.study_store import StudyRecord, TagColumn
 
-Verdict = Literal["matched", "not-matched", "on-request", "undecided"]
+Verdict = Literal["matched", "not-matched", "on-request", "undecided", "asks-files"]
 
 _NO: Final = 0
 _YES: Final = 1
@@ -43,17 +43,28 @@ class TriggerFinding:
     """How many instances all conditions of one trigger hold for. The trigger is found where this is not 0."""
 
     conditions: tuple[ConditionFinding, ...]
+    """Those on which something could be found."""
     holding: int
+    asks_files: bool = False
+    """Whether a condition is about what the fingerprint does not hold; it is left out of what is counted then."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowFinding:
-    """What was found for one flow. ``problem`` says why a flow is undecided, and is empty otherwise."""
+    """What was found for one flow. ``problem`` says why a flow is undecided, and is empty otherwise.
+
+    The verdict is ``asks-files`` where the files of the study have to be read, and all else holds.
+    """
 
     flow: str
     verdict: Verdict
     triggers: tuple[TriggerFinding, ...] = ()
     problem: str = ""
+
+    @property
+    def asks_files(self) -> bool:
+        """Whether only the files of the study can tell."""
+        return self.verdict == "asks-files"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +92,9 @@ def match(study: StudyRecord, definitions: Iterable[FlowDefinition]) -> MatchRep
     conditions. A condition is met if any value of the tag matches each plain pattern and no value matches any ``~``
     pattern; an instance that lacks the tag meets ``~`` patterns only. Where the study came from is the same for each of
     its instances. A flow without triggers runs on request alone.
+
+    Values of sequences and of private creators are known only where the fingerprint has a column for their key, which
+    that of a record has not; see ``study_match``.
     """
     evidence = _Evidence(study)
     findings = tuple(_flow(evidence, definition) for definition in definitions)
@@ -96,14 +110,17 @@ def _flow(evidence: _Evidence, definition: FlowDefinition) -> FlowFinding:
             triggers.append(_trigger(evidence, trigger))
         except _TooSlowError as error:
             return FlowFinding(flow=definition.name, verdict="undecided", triggers=tuple(triggers), problem=str(error))
-    found = all(trigger.holding for trigger in triggers)
-    return FlowFinding(flow=definition.name, verdict="matched" if found else "not-matched", triggers=tuple(triggers))
+    verdict: Verdict = "matched" if all(trigger.holding for trigger in triggers) else "not-matched"
+    if verdict == "matched" and any(trigger.asks_files for trigger in triggers):
+        verdict = "asks-files"
+    return FlowFinding(flow=definition.name, verdict=verdict, triggers=tuple(triggers))
 
 
 def _trigger(evidence: _Evidence, trigger: Trigger) -> TriggerFinding:
     together = evidence.every_instance
     findings: list[ConditionFinding] = []
-    for condition in trigger.conditions:
+    known = [condition for condition in trigger.conditions if evidence.knows(condition.tag)]
+    for condition in known:
         rows = evidence.rows(condition)
         together &= rows
         findings.append(
@@ -114,7 +131,11 @@ def _trigger(evidence: _Evidence, trigger: Trigger) -> TriggerFinding:
                 having=evidence.having(condition.tag),
             )
         )
-    return TriggerFinding(conditions=tuple(findings), holding=together.bit_count())
+    return TriggerFinding(
+        conditions=tuple(findings),
+        holding=together.bit_count(),
+        asks_files=len(known) < len(trigger.conditions),
+    )
 
 
 class _TooSlowError(Exception):
@@ -126,10 +147,13 @@ class _Evidence:
 
     def __init__(self, study: StudyRecord) -> None:
         self.instance_count = study.fingerprint.instance_count
-        self._columns = {**study.fingerprint.columns, **_origin_columns(study)}
+        self._columns = {**study.fingerprint.columns, **origin_columns(study)}
         self._rows: dict[tuple[str, str, bool], int] = {}
         self._having: dict[str, int] = {}
         self.every_instance = _packed([_YES] * self.instance_count)
+
+    def knows(self, tag: str) -> bool:
+        return tag in self._columns or not is_deep(tag)
 
     def having(self, tag: str) -> int:
         count = self._having.get(tag)
@@ -169,7 +193,8 @@ class _Evidence:
         return _packed([holds[place] for place in column.index])
 
 
-def _origin_columns(study: StudyRecord) -> dict[str, TagColumn]:
+def origin_columns(study: StudyRecord) -> dict[str, TagColumn]:
+    """Return where a study came from as columns: the same for each of its instances."""
     values = {
         SENDER_AE_TITLE: study.sender.ae_title,
         SENDER_HOST: study.sender.host,

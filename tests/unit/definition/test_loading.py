@@ -546,3 +546,15 @@ def test_any_structure_is_a_definition_or_a_definition_error_with_the_file(tmp_p
         return
     assert problems
     assert all(problem.file == path and "\n" not in str(problem) for problem in problems)
+
+
+def test_a_private_tag_and_a_path_can_be_written_in_yaml(write_flow: WriteFlow) -> None:
+    text = (
+        "triggers:\n  - RequestAttributesSequence.ScheduledProcedureStepDescription: Head\n"
+        '    \'(0029,"SIEMENS CSA HEADER",10)\': [a, ~b]\n    (0029,"PLAIN",xx11): a\n'
+        "models: [{docker_kwargs: {image: a}}]\n"
+    )
+    (trigger,) = load_definition(write_flow(text)).definition.triggers
+    assert [condition.tag for condition in trigger.conditions] == [
+        "00400275.00400007", '(0029,"SIEMENS CSA HEADER",10)', '(0029,"PLAIN",11)',
+    ]  # fmt: skip

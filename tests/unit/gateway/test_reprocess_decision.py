@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
@@ -10,6 +11,7 @@ from dicom_gateway.intake import idempotency_key
 from dicom_gateway.interfaces import StudyRun
 from dicom_gateway.reprocess_decision import LeftToGateway, MakeRun, ThereAlready, candidates, choose, next_step, queue
 from dicom_gateway.reprocess_request import ReprocessRequest
+from flows_engine.handoff.matching import match
 from flows_engine.handoff.study_store import Fingerprint, TagColumn
 from tests.factories import study_record
 from tests.fakes.definitions import flow
@@ -19,7 +21,9 @@ ASKED = ReprocessRequest(study=STUDY)
 DEFINITION = flow("A", {"Modality": "CT"})
 CHANGED = flow("A", {"Modality": "MR"})
 FIRST_KEY = idempotency_key(STUDY, DEFINITION)
-CT = study_record(Fingerprint(instance_count=2, columns={"00080060": TagColumn(values=(("CT",),), index=(0, 0))}))
+CT = partial(
+    match, study_record(Fingerprint(instance_count=2, columns={"00080060": TagColumn(values=(("CT",),), index=(0, 0))}))
+)
 
 
 def run(run_id: str = "r1", *, minute: int = 0, **values: object) -> StudyRun:
