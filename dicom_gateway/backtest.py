@@ -70,7 +70,10 @@ def _reasons(finding: FlowFinding) -> Iterator[str]:
 
 
 def _of_trigger(trigger: TriggerFinding) -> Iterator[str]:
+    if trigger.found:
+        return
     if trigger.holding:
+        yield f"fewer than {trigger.min_instances} instances meet all conditions"
         return
     failed = [condition for condition in trigger.conditions if not condition.holding]
     if not failed:

@@ -24,6 +24,10 @@ _LONGEST_PATTERN: Final = 1000
 _COUNT: Final = re.compile(r"\{\s*([0-9]+)")
 _MOST_WRITTEN_OUT: Final = 1_000_000
 _MOST_WRONG_CONDITIONS: Final = 10
+MIN_INSTANCES: Final = "min_instances"
+"""The one key of a trigger that is no condition. No DICOM keyword begins with a small letter."""
+_MOST_INSTANCES: Final = 1_000_000
+_WHOLE_NUMBER: Final = re.compile("[0-9]{1,18}")
 
 
 @lru_cache(maxsize=1024)
@@ -86,11 +90,15 @@ class Condition(BaseModel):
 
 
 class Trigger(BaseModel):
-    """Conditions that must all hold in the same instance. Written, and dumped, as a mapping of tag to patterns."""
+    """Conditions that must all hold in the same instance, for at least ``min_instances`` of them.
+
+    Written, and dumped, as a mapping of key to patterns, in which ``min_instances`` stands beside the keys.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     conditions: tuple[Condition, ...]
+    min_instances: int = 1
 
     @model_validator(mode="before")
     @classmethod
@@ -100,14 +108,18 @@ class Trigger(BaseModel):
         if not isinstance(value, dict):
             # pydantic turns a ValueError into a finding, and lets a TypeError through.
             raise ValueError("a trigger is a mapping of DICOM tags to patterns, like {Modality: CT}")  # noqa: TRY004
-        if set(value) == {"conditions"} and isinstance(value["conditions"], tuple):
+        if isinstance(value.get("conditions"), tuple):
             return value
-        if not value:
+        if not value.keys() - {MIN_INSTANCES}:
             raise ValueError('the trigger is empty and would fire on everything; say so with {SOPClassUID: ".*"}')
         conditions: dict[str, Condition] = {}
         wrong: list[InitErrorDetails] = []
+        min_instances = 1
         for written, patterns in value.items():
             try:
+                if written == MIN_INSTANCES:
+                    min_instances = _count(patterns)
+                    continue
                 condition = _condition(str(written), patterns, before=conditions)
             except ValueError as error:
                 kind = PydanticCustomError("condition", "{reason}", {"reason": str(error)})
@@ -118,11 +130,13 @@ class Trigger(BaseModel):
                 conditions[condition.tag] = condition
         if wrong:
             raise ValidationError.from_exception_data(cls.__name__, wrong)
-        return {"conditions": tuple(conditions.values())}
+        return {"conditions": tuple(conditions.values()), MIN_INSTANCES: min_instances}
 
     @model_serializer
-    def _to_mapping(self) -> dict[str, list[str]]:
-        return {item.written: [pattern.written for pattern in item.patterns] for item in self.conditions}
+    def _to_mapping(self) -> dict[str, list[str] | int]:
+        # Left out where it says nothing, so that definitions without it keep their digest.
+        counted: dict[str, list[str] | int] = {MIN_INSTANCES: self.min_instances} if self.min_instances > 1 else {}
+        return {item.written: [pattern.written for pattern in item.patterns] for item in self.conditions} | counted
 
     @classmethod
     def __get_pydantic_json_schema__(cls, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -135,8 +149,24 @@ class Trigger(BaseModel):
             "patterns that must all hold. A pattern is a regular expression, searched anywhere in the value; ~ in "
             "front: must not match.",
             "minProperties": 1,
+            "properties": {
+                MIN_INSTANCES: {
+                    "type": "integer",
+                    "minimum": 1,
+                    "maximum": _MOST_INSTANCES,
+                    "default": 1,
+                    "description": "In how many instances, at least, all of it must hold.",
+                }
+            },
             "additionalProperties": {"anyOf": [pattern, {"type": "array", "minItems": 1, "items": pattern}]},
         }
+
+
+def _count(written: object) -> int:
+    text = written.strip() if isinstance(written, str) else str(written) if type(written) is int else ""
+    if not _WHOLE_NUMBER.fullmatch(text) or not 1 <= int(text) <= _MOST_INSTANCES:
+        raise ValueError(f"is no number of instances from 1 to {_MOST_INSTANCES}")
+    return int(text)
 
 
 def _condition(written: str, patterns: object, *, before: Mapping[str, Condition]) -> Condition:

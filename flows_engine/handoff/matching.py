@@ -40,13 +40,19 @@ class ConditionFinding:
 
 @dataclass(frozen=True, kw_only=True)
 class TriggerFinding:
-    """How many instances all conditions of one trigger hold for. The trigger is found where this is not 0."""
+    """How many instances all conditions of one trigger hold for, and how many it asks for."""
 
     conditions: tuple[ConditionFinding, ...]
     """Those on which something could be found."""
     holding: int
+    min_instances: int = 1
     asks_files: bool = False
     """Whether a condition is about what the fingerprint does not hold; it is left out of what is counted then."""
+
+    @property
+    def found(self) -> bool:
+        """Whether the study has enough instances for which all of it holds."""
+        return self.holding >= self.min_instances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +95,9 @@ def match(study: StudyRecord, definitions: Iterable[FlowDefinition]) -> MatchRep
     """Return which of ``definitions`` fire on the study, as its record has it.
 
     A flow fires if each of its triggers is found, and a trigger is found if some single instance meets all its
-    conditions. A condition is met if any value of the tag matches each plain pattern and no value matches any ``~``
-    pattern; an instance that lacks the tag meets ``~`` patterns only. Where the study came from is the same for each of
-    its instances. A flow without triggers runs on request alone.
+    conditions; if it has ``min_instances``, if so many instances do. A condition is met if any value of the tag matches
+    each plain pattern and no value matches any ``~`` pattern; an instance that lacks the tag meets ``~`` patterns only.
+    Where the study came from is the same for each of its instances. A flow without triggers runs on request alone.
 
     Values of sequences and of private creators are known only where the fingerprint has a column for their key, which
     that of a record has not; see ``study_match``.
@@ -110,7 +116,7 @@ def _flow(evidence: _Evidence, definition: FlowDefinition) -> FlowFinding:
             triggers.append(_trigger(evidence, trigger))
         except _TooSlowError as error:
             return FlowFinding(flow=definition.name, verdict="undecided", triggers=tuple(triggers), problem=str(error))
-    verdict: Verdict = "matched" if all(trigger.holding for trigger in triggers) else "not-matched"
+    verdict: Verdict = "matched" if all(trigger.found for trigger in triggers) else "not-matched"
     if verdict == "matched" and any(trigger.asks_files for trigger in triggers):
         verdict = "asks-files"
     return FlowFinding(flow=definition.name, verdict=verdict, triggers=tuple(triggers))
@@ -134,6 +140,7 @@ def _trigger(evidence: _Evidence, trigger: Trigger) -> TriggerFinding:
     return TriggerFinding(
         conditions=tuple(findings),
         holding=together.bit_count(),
+        min_instances=trigger.min_instances,
         asks_files=len(known) < len(trigger.conditions),
     )
 

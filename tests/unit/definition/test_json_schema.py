@@ -66,6 +66,7 @@ def test_the_examples_are_there_and_only_two_of_them_run_by_themselves() -> None
     [
         {"version": 1.02, "priority": "4", "name": True},
         {"triggers": {"Modality": ["CT", 1]}, "destinations": {"host": "h", "port": "104", "ae_title": 1}},
+        {"triggers": [{"Modality": "CT", "min_instances": 40}, {"Sender.Host": "x", "min_instances": "2"}]},
         {"return_to_sender_on_port": 10002},
         {"expect": {"min_files": "5", "dicom_only": "yes", "same_patient": False, "modality": "RTSTRUCT"}},
         {"expect": {"modality": ["RTSTRUCT", "SEG"]}},
@@ -103,6 +104,7 @@ def test_what_the_loader_takes_is_not_marked_red(tmp_path: Path, values: dict[st
         {"triggers": None},
         {"triggers": "CT"},
         {"triggers": [{"Modality": []}]},
+        {"triggers": [{"Modality": "CT", "min_instances": 0}]},
         {"triggers": [{"Modality": {"a": "b"}}]},
         {"models": ["busybox"]},
         {"models": [{"docker_kwargs": "busybox"}]},

@@ -64,6 +64,14 @@ def test_a_trigger_is_dumped_as_it_was_written() -> None:
     ("value", "reason"),
     [
         ({}, "empty and would fire on everything"),
+        ({"min_instances": 3}, "empty and would fire on everything"),
+        ({"Modality": "CT", "min_instances": 0}, "is no number of instances"),
+        ({"Modality": "CT", "min_instances": -1}, "is no number of instances"),
+        ({"Modality": "CT", "min_instances": True}, "is no number of instances"),
+        ({"Modality": "CT", "min_instances": "many"}, "is no number of instances"),
+        ({"Modality": "CT", "min_instances": None}, "is no number of instances"),
+        ({"Modality": "CT", "min_instances": [1]}, "is no number of instances"),
+        ({"Modality": "CT", "min_instances": "9" * 30}, "is no number of instances"),
         ("CT", "mapping of DICOM tags"),
         ({"Modality": "CT", "00080060": "MR"}, "same tag as Modality"),
         ({"Sender.Host": "a", " Sender.Host ": "b"}, "same tag as Sender.Host"),
@@ -102,3 +110,14 @@ def test_a_trigger_of_thousands_of_wrong_tags_is_answered_with_the_first_few() -
         TRIGGER.validate_python({f"Seriez{number}": "x" for number in range(5000)})
 
     assert caught.value.error_count() == 10
+
+
+def test_a_number_of_instances_is_dumped_where_it_says_something() -> None:
+    trigger = TRIGGER.validate_python({"Modality": "CT", "min_instances": "40"})
+    assert trigger.min_instances == 40
+    assert trigger.model_dump(mode="json") == {"Modality": ["CT"], "min_instances": 40}
+    assert TRIGGER.validate_python(trigger.model_dump(mode="json")) == trigger
+
+    one = TRIGGER.validate_python({"Modality": "CT", "min_instances": 1})
+    assert one == TRIGGER.validate_python({"Modality": "CT"})
+    assert one.model_dump(mode="json") == {"Modality": ["CT"]}

@@ -100,3 +100,10 @@ def test_what_cannot_be_read_is_counted():
 def test_a_sender_that_is_not_meant_is_a_reason():
     result = backtest_of(flow("A", {"Sender.AETitle": "CT1"}), fingerprint(modality="CT"))
     assert result.reasons() == [("Sender.AETitle: that of the study does not match 'CT1'", 1)]
+
+
+def test_too_few_instances_are_the_same_reason_whatever_their_number():
+    many = flow("A", {"Modality": "CT", "min_instances": 40})
+    result = backtest_of(many, *(fingerprint(count, modality="CT") for count in (1, 39, 40)))
+    assert result.reasons() == [("fewer than 40 instances meet all conditions", 2)]
+    assert result.matched == 1

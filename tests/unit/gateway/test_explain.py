@@ -47,6 +47,12 @@ def test_a_sender_that_is_not_meant_is_the_reason():
     assert "Sender.Host: that of the study does not match '^10'" in text
 
 
+def test_too_few_instances_are_the_reason():
+    trigger = TriggerFinding(conditions=(condition(holding=12),), holding=12, min_instances=40)
+    text = explain(report(FlowFinding(flow="A", verdict="not-matched", triggers=(trigger,))))
+    assert text.splitlines()[1:] == ["  12 of 40 instances that it needs meet all of its conditions"]
+
+
 def test_the_other_verdicts_have_a_line_each():
     request = FlowFinding(flow="R", verdict="on-request")
     slow = FlowFinding(flow="S", verdict="undecided", problem="Modality: the pattern 'x' is slow")

@@ -105,6 +105,23 @@ def test_where_a_study_came_from_can_be_a_condition(trigger, found):
     assert (finding.verdict == "matched") is found
 
 
+@pytest.mark.parametrize(("wanted", "found"), [(1, True), (2, True), (3, False), ("2", True)])
+def test_a_trigger_may_ask_for_a_number_of_instances(wanted, found):
+    rows = [
+        {"Modality": "CT", "SeriesDescription": "thin"},
+        {"Modality": "CT", "SeriesDescription": "thick"},
+        {"Modality": "CT", "SeriesDescription": "thin"},
+        {"Modality": "MR", "SeriesDescription": "thin"},
+    ]
+    assert fires(rows, {"Modality": "CT", "SeriesDescription": "thin", "min_instances": wanted}) is found
+
+
+def test_the_report_says_how_many_of_how_many():
+    report = match(study_of(*[{"Modality": "CT"}] * 12), [flow("f", {"Modality": "CT", "min_instances": 40})])
+    (trigger,) = report.flows[0].triggers
+    assert (trigger.holding, trigger.min_instances, trigger.found) == (12, 40, False)
+
+
 def test_without_triggers_a_flow_runs_on_request_alone():
     report = match(study_of({"Modality": "CT"}), [flow("f")])
     assert report.matched == ()
@@ -144,7 +161,7 @@ def slow_flow(name):
 
     pattern = SimpleNamespace(text="(a+)+$", negated=False, written="(a+)+$", search=search)
     condition = SimpleNamespace(tag=KEYWORDS["Modality"], written="Modality", patterns=(pattern,))
-    return SimpleNamespace(name=name, triggers=(SimpleNamespace(conditions=(condition,)),))
+    return SimpleNamespace(name=name, triggers=(SimpleNamespace(conditions=(condition,), min_instances=1),))
 
 
 def test_a_pattern_that_never_ends_leaves_its_own_flow_undecided():
