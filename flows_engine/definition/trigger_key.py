@@ -138,6 +138,14 @@ def parse_tag(written: str) -> str:
     return f"{number:08X}"
 
 
+def parse_keyword(written: str) -> str:
+    """Return the keyword of a tag that has text, such as a folder is named by. Raises ``ValueError``."""
+    parse_tag(written)
+    if not tag_for_keyword(written.strip()):
+        raise ValueError(f"{quoted(written)} is a tag; write its keyword, like SeriesInstanceUID")
+    return written.strip()
+
+
 def _number(written: str) -> int:
     numbered = _NUMBERED_TAG.fullmatch(written.strip())
     if numbered:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -37,8 +37,11 @@ class Layout:
     def place(self, header: Header, *, sop_instance_uid: str, copy: int = 1) -> PurePosixPath:
         """Return the path of an instance below the input folder. ``copy`` counts what shares its UID, from 1."""
         suffix = "" if copy == 1 else f"_{copy}"
-        levels = [safe_level("\\".join(header.values(tag) or ())) for tag in self._tags]
-        return PurePosixPath(*levels, f"{sop_instance_uid}{suffix}.dcm")
+        return self.folder(header.values) / f"{sop_instance_uid}{suffix}.dcm"
+
+    def folder(self, values: Callable[[int], tuple[str, ...] | None]) -> PurePosixPath:
+        """Return the folder of an instance, of which ``values`` tells what stands at a tag."""
+        return PurePosixPath(*(safe_level("\\".join(values(tag) or ())) for tag in self._tags))
 
 
 def safe_level(value: str) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_, or_
 from typing import Final, Literal
 
 from flows_engine.definition.errors import PatternTimeoutError
@@ -105,6 +107,24 @@ def match(study: StudyRecord, definitions: Iterable[FlowDefinition]) -> MatchRep
     evidence = _Evidence(study)
     findings = tuple(_flow(evidence, definition) for definition in definitions)
     return MatchReport(instance_count=evidence.instance_count, flows=findings)
+
+
+def matched_instances(study: StudyRecord, definition: FlowDefinition) -> tuple[bool, ...]:
+    """Tell of each instance whether it meets all conditions of some trigger of ``definition``, by itself.
+
+    The record must have a column for each key of a trigger that names what lies deep. Raises ``PatternTimeoutError``.
+    """
+    evidence = _Evidence(study)
+    try:
+        rows = [_together(evidence, trigger) for trigger in definition.triggers]
+    except _TooSlowError as error:
+        raise PatternTimeoutError(str(error)) from None
+    some = reduce(or_, rows, 0)
+    return tuple(bool(row) for row in some.to_bytes(evidence.instance_count, "little"))
+
+
+def _together(evidence: _Evidence, trigger: Trigger) -> int:
+    return reduce(and_, map(evidence.rows, trigger.conditions), evidence.every_instance)
 
 
 def _flow(evidence: _Evidence, definition: FlowDefinition) -> FlowFinding:
