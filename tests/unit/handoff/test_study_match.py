@@ -8,7 +8,7 @@ from flows_engine.handoff import study_match as module
 from flows_engine.handoff.fingerprint import FingerprintBuilder
 from flows_engine.handoff.header import read_header
 from flows_engine.handoff.study_match import match_study, searched_columns
-from flows_engine.handoff.study_store import StudyNotFoundError, StudyStore
+from flows_engine.handoff.study_store import StudyStore
 from tests.factories import study_record
 from tests.fakes.definitions import flow
 from tests.fakes.instances import ct, received
@@ -97,15 +97,21 @@ def test_a_study_with_more_values_than_are_searched_is_undecided(stored, monkeyp
     report = match_study(study, [flow("f", {STEP: "Head"}), flow("g", {"Modality": "CT"})], store=store)
     assert report.matched == ("g",)
     assert [finding.flow for finding in report.undecided] == ["f"]
-    assert "more than 0 different values" in report.undecided[0].problem
+    assert report.undecided[0].problem.startswith(f"{STEP}: an instance has more than 0 different values")
 
 
-def test_files_that_are_gone_are_told(stored):
+def test_files_that_are_gone_leave_undecided_only_the_flows_that_ask_for_them(stored):
     study, store = stored(instance("Head"))
-    (store.input_folder(study.study_id) / "0.dcm").unlink()
-    store.input_folder(study.study_id).rmdir()
-    with pytest.raises(StudyNotFoundError, match="the files of study"):
-        match_study(study, [flow("f", {STEP: "Head"})], store=store)
+    folder = store.input_folder(study.study_id)
+    (folder / "0.dcm").rename(folder / ".." / "0.dcm")
+    (finding,) = match_study(study, [flow("f", {STEP: "Head"})], store=store).flows
+    assert finding.problem == f"{STEP}: the files of the study are not those that were received"
+    folder.rename(folder.with_name("elsewhere"))
+    definitions = [flow("f", {STEP: "Head"}), flow("g", {"Modality": "CT"})]
+    report = match_study(study, definitions, store=store)
+    assert report.matched == ("g",)
+    assert [finding.problem for finding in report.undecided] == [f"{STEP}: the files of the study are not there"]
+    assert "00400275.00400007" not in searched_columns(study, definitions, store=store)
 
 
 def test_the_values_that_are_searched_can_be_shown(stored):
