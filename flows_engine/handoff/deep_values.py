@@ -17,6 +17,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 from flows_engine.definition.trigger_key import Level, PrivateTag, levels
 from flows_engine.handoff.decoding import LONGEST_VALUE_BYTES, SEARCHABLE, decode
 from flows_engine.handoff.header import (
+    BEGINNING_BYTES,
     ITEM,
     ITEM_END,
     LONGEST_UNKNOWN_BYTES,
@@ -30,6 +31,7 @@ from flows_engine.handoff.header import (
     inflated,
     is_explicit,
     is_private,
+    skip_plain,
 )
 
 MOST_VALUES: Final = 10_000
@@ -84,6 +86,7 @@ class _Reading:
 
     def __init__(self, data: Buffer, *, little_endian: bool) -> None:
         self._data = data
+        self._beginning = data if isinstance(data, bytes) else bytes(data[:BEGINNING_BYTES])
         self._little_endian = little_endian
         self._walk = Walk(data, little_endian=little_endian)
         self._bytes = 0
@@ -92,7 +95,12 @@ class _Reading:
     def data_set(self, node: _Node, *, at: int, end: int, explicit: bool, character_sets: bytes, depth: int) -> int:
         """Go through the elements from ``at`` to ``end``, or to the end of an open item. Return where it ended."""
         creators: dict[int, str] = {}
-        while at < end and not (depth == 0 and self._walk.is_over(at)):
+        plain = self._beginning if depth == 0 and explicit and self._little_endian else b""
+        stop_at = {SPECIFIC_CHARACTER_SET, *(level for level in node.below if isinstance(level, int))}
+        while True:
+            at = skip_plain(plain, at, end=end, stop_at=stop_at)
+            if at >= end or (depth == 0 and self._walk.is_over(at)):
+                return at
             tag, vr, length, start = self._walk.head(at, explicit=explicit)
             if tag == ITEM_END and depth:
                 return start
@@ -114,7 +122,6 @@ class _Reading:
                 creator = self._value(start, min(length, _LONGEST_CREATOR_BYTES + 1))
                 creators[tag] = creator.decode("latin-1").strip(" \0")
             at = after
-        return at
 
     def _wanted(self, node: _Node, tag: int, creators: dict[int, str]) -> list[_Node]:
         wanted = [node.below[tag]] if tag in node.below else []

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from mmap import mmap
@@ -51,7 +51,7 @@ _SHORT_LENGTH: Final = frozenset(
 _VR: Final = re.compile(rb"[A-Z]{2}\Z")
 # Values that are passed over. A sequence is, too: what it holds is not of the top level.
 _LONG_AND_PASSED_OVER: Final = frozenset(b"OB OD OF OL OV OW SQ".split())
-_BEGINNING_BYTES: Final = 64 * 1024
+BEGINNING_BYTES: Final = 64 * 1024
 """So much of what is not in memory is copied at once. The elements before the pixels hardly ever take more."""
 _MOST_HEADS: Final = 16_384
 _PRINTABLE: Final = re.compile(rb"[ -~]+\0?\Z")
@@ -160,7 +160,7 @@ class _Reading:
         """Take every element. Raises ``UnreadableError``, and ``struct.error`` where a head is cut short."""
         beginning = b""
         if self._is_plain:
-            beginning = self._data if isinstance(self._data, bytes) else bytes(self._data[:_BEGINNING_BYTES])
+            beginning = self._data if isinstance(self._data, bytes) else bytes(self._data[:BEGINNING_BYTES])
         undetermined: list[int] = []
         at = 0
         while True:
@@ -218,6 +218,30 @@ def _take_plain(data: bytes, at: int, *, end: int, into: dict[int, Element]) -> 
             after = at + 12 + length
             if length == UNDEFINED or after > end:
                 break
+        at = after
+    return at
+
+
+def skip_plain(data: bytes, at: int, *, end: int, stop_at: Container[int]) -> int:
+    """Step over elements of explicit VR little endian as long as each is known at first sight. Return where that ends.
+
+    It ends at a tag of ``stop_at`` and at a private one, too. ``data`` may be only the beginning of what ends at
+    ``end``.
+    """
+    last = len(data) - 12
+    while at <= last:
+        head, length = _plain_head_at(data, at)
+        known = _known_heads.get(head) or _learnt(head)
+        if known is None or known[0] in stop_at or known[0] & 0x10000:
+            break
+        after = at + 8 + length
+        if not known[1]:
+            (length,) = _long_length_at(data, at + 8)
+            after = at + 12 + length
+            if length == UNDEFINED:
+                break
+        if after > end:
+            break
         at = after
     return at
 

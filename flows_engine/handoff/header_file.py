@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from flows_engine.handoff.deep_values import deep_values
-from flows_engine.handoff.header import Header, UnreadableError, read_file_header, read_meta
+from flows_engine.handoff.header import Header, UnreadableError, read_file_header, read_header, read_meta
 
 
 def read_file_header_at(path: Path) -> Header:
@@ -21,16 +21,17 @@ def read_file_header_at(path: Path) -> Header:
         return read_file_header(file)
 
 
-def read_deep_at(path: Path, *, keys: Iterable[str]) -> tuple[Header, dict[str, tuple[str, ...]]]:
+def read_deep_at(path: Path, *, keys: Collection[str]) -> tuple[Header, dict[str, tuple[str, ...]]]:
     """Return the header of such a file, and the values of those of ``keys`` that it has; see ``deep_values``.
 
     Raises ``TooManyValuesError`` beside what ``read_file_header_at`` raises.
     """
     with _mapped(path) as file:
-        header = read_file_header(file)
         transfer_syntax_uid, offset = read_meta(file)
         with memoryview(file) as whole, whole[offset:] as data_set:
-            return header, deep_values(data_set, transfer_syntax_uid=transfer_syntax_uid, keys=keys)
+            header = read_header(data_set, transfer_syntax_uid=transfer_syntax_uid)
+            deep = deep_values(data_set, transfer_syntax_uid=transfer_syntax_uid, keys=keys) if keys else {}
+            return header, deep
 
 
 @contextmanager

@@ -284,7 +284,7 @@ def test_what_lies_beyond_the_beginning_is_read_as_well(monkeypatch, syntax):
     content = encoded(ct(ReferencedStudySequence=Sequence([ct()])), transfer_syntax_uid=syntax)
     expected = read_header(content, transfer_syntax_uid=syntax)
     for beginning_bytes in (1, 14, 100, len(content) - 5):
-        monkeypatch.setattr(header_module, "_BEGINNING_BYTES", beginning_bytes)
+        monkeypatch.setattr(header_module, "BEGINNING_BYTES", beginning_bytes)
         assert read_header(memoryview(content), transfer_syntax_uid=syntax) == expected
 
 
