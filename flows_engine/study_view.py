@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,14 @@ _FILE: Final = 0o644
 _NO_LINK: Final = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-def study_view(definition: FlowDefinition, *, study: StudyRecord, source: Path, folder: Path) -> Path:
+def study_view(
+    definition: FlowDefinition,
+    *,
+    study: StudyRecord,
+    source: Path,
+    folder: Path,
+    logger: logging.Logger | logging.LoggerAdapter[logging.Logger],
+) -> Path:
     """Return ``folder`` with those files below ``source`` that the models of ``definition`` get, laid out as it says.
 
     It is made if it is not there, whole or not at all; a retry finds it as it was. Safe to call from several threads.
@@ -41,7 +49,11 @@ def study_view(definition: FlowDefinition, *, study: StudyRecord, source: Path, 
         with _alone(folder):
             if not folder.is_dir():
                 files = read_study(source, keys=deep_keys([definition]))
-                _make(view_plan(definition, study=study, files=files, source=source), folder)
+                plan = view_plan(definition, study=study, files=files, source=source)
+                copies = _make(plan, folder)
+                logger.info("the models get %d of %d instances", len(plan), len(files.files))
+                if copies:
+                    logger.warning("no links to files of the study can be made here, so they are copied: %d", copies)
     except OSError as error:
         if is_full(error):
             raise NoSpaceError(f"no room is left below {folder.parent}: {error.strerror}") from error
@@ -59,16 +71,19 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _make(plan: Mapping[PurePosixPath, Path], folder: Path) -> None:
+def _make(plan: Mapping[PurePosixPath, Path], folder: Path) -> int:
+    """Return how many files could only be copied."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     if unfinished.exists():
         shutil.rmtree(unfinished)
     _make_folder(unfinished)
+    copies = 0
     for place, file in plan.items():
         for parent in reversed(place.parents[:-1]):
             _make_folder(unfinished / parent)
-        _link(file, unfinished / place)
+        copies += not _link(file, unfinished / place)
     unfinished.rename(folder)
+    return copies
 
 
 def _make_folder(folder: Path) -> None:
@@ -76,13 +91,16 @@ def _make_folder(folder: Path) -> None:
     folder.chmod(_FOLDER)
 
 
-def _link(file: Path, target: Path) -> None:
+def _link(file: Path, target: Path) -> bool:
+    """Return whether it is a link; it is a copy where none can be made."""
     try:
         target.hardlink_to(file)
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
         _copy(file, target)
+        return False
+    return True
 
 
 def _copy(file: Path, target: Path) -> None:

@@ -72,7 +72,7 @@ class Engine:
             workspace.forget_deliveries()
         try:
             record = self.store.record(study_id)
-            sources = self._sources(definition, step=step, study=record, workspace=workspace)
+            sources = self._sources(definition, step=step, study=record, workspace=workspace, logger=logger)
         except StudyNotFoundError as error:
             raise WorkspaceError(str(error)) from error
         return run_step(
@@ -89,25 +89,25 @@ class Engine:
         )
 
     def _sources(
-        self, definition: FlowDefinition, *, step: int, study: StudyRecord, workspace: Workspace
+        self, definition: FlowDefinition, *, step: int, study: StudyRecord, workspace: Workspace, logger: Logger
     ) -> dict[str, Path]:
         """Return the folders that a model reads, by the names that its flow has for them."""
         graph = definition.graph
 
         def source(name: str) -> Path:
             if name == STUDY:
-                return self._input(definition, study=study, workspace=workspace)
+                return self._input(definition, study=study, workspace=workspace, logger=logger)
             writer = graph.writers[name]
             return workspace.outputs(writer, graph.steps[writer].writes)[name]
 
         return {name: source(name) for name in graph.steps[step].reads}
 
-    def _input(self, definition: FlowDefinition, *, study: StudyRecord, workspace: Workspace) -> Path:
+    def _input(self, definition: FlowDefinition, *, study: StudyRecord, workspace: Workspace, logger: Logger) -> Path:
         """Return the folder of what the flow gets of a study: that of the study itself, unless it asks for another."""
         source = self.store.input_folder(study.study_id)
         if not definition.has_own_input:
             return source
-        return study_view(definition, study=study, source=source, folder=workspace.study)
+        return study_view(definition, study=study, source=source, folder=workspace.study, logger=logger)
 
     def check_output(
         self, definition: FlowDefinition, *, output_dir: str, run_id: str, study_id: str, logger: Logger
@@ -122,7 +122,7 @@ class Engine:
                 Path(output_dir),
                 expect=definition.expected or Expect(),
                 fingerprint=study.fingerprint,
-                input_folder=self._input(definition, study=study, workspace=self._workspace(run_id)),
+                input_folder=self._input(definition, study=study, workspace=self._workspace(run_id), logger=logger),
                 is_whole=definition.input == "all",
                 logger=logger,
             )

@@ -104,7 +104,7 @@ def test_models_get_what_matches_laid_out_as_the_flow_says(engine: Engine, tmp_p
             "triggers": [{"Modality": "CT", "InstanceNumber": "1|2"}],
             "input": "matched",
             "tar_subdir": ["Modality"],
-            "expect": {"same_patient": True},
+            "expect": {"same_study": True},
         }
     )
 

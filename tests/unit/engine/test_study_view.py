@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 import threading
@@ -31,17 +32,19 @@ def source(tmp_path: Path) -> Path:
 def view(source: Path, run: str = "run", **keys: object) -> Path:
     definition = FlowDefinition.model_validate(flow_keys(name="A", **keys))
     folder = source.parent.parent / "runs" / run / "study"
-    return study_view(definition, study=STUDY, source=source, folder=folder)
+    return study_view(definition, study=STUDY, source=source, folder=folder, logger=logging.getLogger("test"))
 
 
 def listed(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_files_are_those_of_the_study_and_take_no_room(source: Path) -> None:
+def test_the_files_are_those_of_the_study_and_take_no_room(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     before = {path.name: path.read_bytes() for path in source.iterdir()}
     folder = view(source, **HEADS)
     assert listed(folder) == ["00000.dcm", "00002.dcm"]
+    assert caplog.messages == ["the models get 2 of 3 instances"]
     assert all((folder / name).samefile(source / name) for name in listed(folder))
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
 
@@ -59,7 +62,9 @@ def test_a_container_of_any_user_can_read_it_and_the_host_s_others_cannot(source
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM, errno.EMLINK])
-def test_where_no_link_can_be_made_a_copy_is(source: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_where_no_link_can_be_made_a_copy_is(
+    source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
     def refused(_self: Path, _target: Path) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -68,6 +73,7 @@ def test_where_no_link_can_be_made_a_copy_is(source: Path, monkeypatch: pytest.M
     assert [(folder / name).read_bytes() for name in listed(folder)] == [
         (source / name).read_bytes() for name in ("00000.dcm", "00002.dcm")
     ]
+    assert caplog.messages == ["no links to files of the study can be made here, so they are copied: 2"]
     assert not (folder / "00000.dcm").samefile(source / "00000.dcm")
     assert stat.S_IMODE((folder / "00000.dcm").stat().st_mode) == 0o644
 
