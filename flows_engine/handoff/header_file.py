@@ -17,7 +17,13 @@ def read_file_header_at(path: Path) -> Header:
     The file is mapped, not read: an object of gigabytes takes no more memory than a small one. It must not become
     shorter meanwhile. Raises ``UnreadableError`` for an empty or truncated file, ``OSError`` where it cannot be opened.
     """
-    with _mapped(path) as file:
+    with path.open("rb") as file:
+        return read_open_file_header(file.fileno())
+
+
+def read_open_file_header(descriptor: int) -> Header:
+    """Return the same of a file that is open for reading. Raises ``UnreadableError``."""
+    with _mapped(descriptor) as file:
         return read_file_header(file)
 
 
@@ -26,7 +32,7 @@ def read_deep_at(path: Path, *, keys: Collection[str]) -> tuple[Header, dict[str
 
     Raises ``TooManyValuesError`` beside what ``read_file_header_at`` raises.
     """
-    with _mapped(path) as file:
+    with path.open("rb") as opened, _mapped(opened.fileno()) as file:
         transfer_syntax_uid, offset = read_meta(file)
         with memoryview(file) as whole, whole[offset:] as data_set:
             header = read_header(data_set, transfer_syntax_uid=transfer_syntax_uid)
@@ -35,11 +41,10 @@ def read_deep_at(path: Path, *, keys: Collection[str]) -> tuple[Header, dict[str
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[mmap]:
-    with path.open("rb") as file:
-        try:
-            mapped = mmap(file.fileno(), 0, access=ACCESS_READ)
-        except ValueError:
-            raise UnreadableError("the file is empty") from None
-        with mapped:
-            yield mapped
+def _mapped(descriptor: int) -> Iterator[mmap]:
+    try:
+        mapped = mmap(descriptor, 0, access=ACCESS_READ)
+    except ValueError:
+        raise UnreadableError("the file is empty") from None
+    with mapped:
+        yield mapped

@@ -7,7 +7,7 @@ import pytest
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from flows_engine.handoff.header import UnreadableError, read_header
-from flows_engine.handoff.header_file import read_file_header_at
+from flows_engine.handoff.header_file import read_file_header_at, read_open_file_header
 from tests.fakes.instances import ct, received
 
 
@@ -20,7 +20,11 @@ def written(path, dataset, syntax=ExplicitVRLittleEndian):
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
 def test_a_file_reads_as_the_object_did(tmp_path, syntax):
     instance = written(tmp_path / "a.dcm", ct(), syntax)
-    assert read_file_header_at(tmp_path / "a.dcm") == read_header(instance.data_set, transfer_syntax_uid=syntax)
+    expected = read_header(instance.data_set, transfer_syntax_uid=syntax)
+    assert read_file_header_at(tmp_path / "a.dcm") == expected
+    with (tmp_path / "a.dcm").open("rb") as file:
+        file.seek(7)
+        assert read_open_file_header(file.fileno()) == expected
 
 
 def test_an_empty_file_is_refused(tmp_path):
