@@ -107,6 +107,11 @@ def _private(part: str) -> str:
     """Return the form of a private tag that is named by its creator; nothing for what is none."""
     private = _PRIVATE_TAG.fullmatch(part.strip())
     if private is None:
+        if '"' in part or "'" in part:
+            raise ValueError(
+                f'{quoted(part.strip())} is no private tag; write it like (0029,"SIEMENS CSA HEADER",10): an odd group,'
+                " the creator in quotes, and the last two digits of the element"
+            )
         return ""
     creator = private[2][1:-1].strip()
     if not 1 <= len(creator) <= _LONGEST_CREATOR or "\\" in creator or not creator.isprintable() or '"' in creator:
