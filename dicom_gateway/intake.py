@@ -18,13 +18,14 @@ from typing import Final, Literal
 from dicom_gateway import durable_files, explain
 from dicom_gateway.interfaces import Definitions
 from dicom_gateway.ledger import Decision, Ledger
-from dicom_gateway.matching import MatchReport, match
 from dicom_gateway.open_groups import DueGroup, OpenGroups
 from dicom_gateway.outbox import Outbox
 from dicom_gateway.spool import Spool, SpooledStudy, tidy, write_record
 from dicom_gateway.uid_key import UidKey
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.handoff.matching import MatchReport
 from flows_engine.handoff.run_request import RunRequest
+from flows_engine.handoff.study_match import match_study
 from flows_engine.handoff.study_store import StudyNotFoundError, StudyOutcome, StudyRecord, StudyStore
 
 _log = logging.getLogger(__name__)
@@ -239,6 +240,7 @@ class Intake:
                 self._store.record(study_id),
                 study_uri=self._store.input_folder(study_id).parent.absolute().as_uri(),
                 definitions=self._definitions.snapshot(),
+                store=self._store,
                 hold=self._hold_incomplete and not released,
                 runs_late=released or self._late_arrival != "ignore",
             )
@@ -261,12 +263,14 @@ def decide(
     *,
     study_uri: str,
     definitions: Mapping[str, FlowDefinition],
+    store: StudyStore,
     hold: bool,
     runs_late: bool = True,
 ) -> Decision:
-    """Return what is to become of a study. Pure.
+    """Return what is to become of a study.
 
-    ``hold`` says that an incomplete one waits for a person, ``runs_late`` that flows run on what came late.
+    ``hold`` says that an incomplete one waits for a person, ``runs_late`` that flows run on what came late. Pure, but
+    for the files of the study, which are read where a definition asks for what only they tell.
     """
     if record.earlier_study_id and not runs_late:
         reason = (
@@ -289,7 +293,7 @@ def decide(
     if not definitions:
         reason = f"no flow definition is in force; `dicomflow release {record.study_id}` decides again"
         return Decision(outcome="held", reason=reason)
-    report = match(record.fingerprint, definitions.values())
+    report = match_study(record, definitions.values(), store=store)
     return Decision(
         outcome=_outcome(report),
         reason=explain.summary(report),

@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dicom_gateway import durable_files
 from dicom_gateway.completeness import GroupState, Waiting, closes_at
 from dicom_gateway.grouping import STUDY_INSTANCE_UID, group_key
-from dicom_gateway.header import Header
 from dicom_gateway.spool import Spool
+from flows_engine.handoff.header import Header
 
 _log = logging.getLogger(__name__)
 

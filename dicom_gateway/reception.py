@@ -21,7 +21,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import BinaryIO, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
@@ -30,7 +30,8 @@ from dicom_gateway import durable_files
 from dicom_gateway.disk_room import DiskRoom
 from dicom_gateway.errors import InstanceRefusedError, SpoolFullError
 from dicom_gateway.file_meta import file_meta
-from dicom_gateway.header import UnreadableError, read_file_header
+from flows_engine.handoff.header import UnreadableError
+from flows_engine.handoff.header_file import read_open_file_header
 from flows_engine.handoff.run_request import Sender
 
 Durability = Literal["instance", "association", "none"]
@@ -43,8 +44,9 @@ RELEASED_NAME: Final = "released"
 _SOP_INSTANCE_UID: Final = 0x00080018
 _UID_STANDS_WITHIN_BYTES: Final = 4096
 _DUPLICATE_SOP_INSTANCE: Final = 0x0111  # PS3.7 C.4.3
+_COMPARED_BYTES: Final = 1024 * 1024
 _MOST_OF_ONE_UID: Final = 10_000
-_HALF: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_HALF: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _ONE_INFLATED_AT_A_TIME: Final = threading.Lock()
 """Bounds what all senders of a process together can make grow in memory."""
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -270,7 +272,7 @@ class IncomingInstance:
         deflated = self._transfer_syntax_uid == DeflatedExplicitVRLittleEndian
         try:
             with _ONE_INFLATED_AT_A_TIME if deflated else nullcontext():
-                header = read_file_header(self._content())
+                header = read_open_file_header(self._descriptor)
         except UnreadableError as error:
             raise InstanceRefusedError(f"the data set cannot be read: {error}", status=0xC000) from None
         if header.text(_SOP_INSTANCE_UID) != self._sop_instance_uid:
@@ -278,17 +280,23 @@ class IncomingInstance:
             raise InstanceRefusedError(reason, status=0xA900)
 
     def _check_against_the_first(self) -> None:
-        if self._bytes_of(f"{self._sop_instance_uid}.dcm") != self._content():
+        first = os.open(f"{self._sop_instance_uid}.dcm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
+        with os.fdopen(first, "rb") as file, os.fdopen(os.dup(self._descriptor), "rb") as own:
+            own.seek(0)
+            is_the_same = have_same_content(file, own)
+        if not is_the_same:
             reason = "another instance of this association has its UID, and ON_CONFLICT is reject"
             raise InstanceRefusedError(reason, status=_DUPLICATE_SOP_INSTANCE)
 
-    def _content(self) -> bytes:
-        return self._bytes_of(self._name)
 
-    def _bytes_of(self, name: str) -> bytes:
-        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read()
+def have_same_content(one: BinaryIO, other: BinaryIO) -> bool:
+    """Tell whether two files hold the same from where they stand, without having either in memory."""
+    while True:
+        block = one.read(_COMPARED_BYTES)
+        if block != other.read(_COMPARED_BYTES):
+            return False
+        if not block:
+            return True
 
 
 def sync_file_system(descriptor: int) -> None:

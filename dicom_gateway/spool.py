@@ -26,10 +26,7 @@ from uuid_utils import uuid7
 
 from dicom_gateway import durable_files
 from dicom_gateway.disk_room import DiskRoom
-from dicom_gateway.fingerprint import FingerprintBuilder
 from dicom_gateway.grouping import Patients
-from dicom_gateway.header import Header, UnreadableError, read_file_header
-from dicom_gateway.layout import Layout
 from dicom_gateway.reception import (
     INCOMING_NAME,
     RECEPTION_NAME,
@@ -38,8 +35,13 @@ from dicom_gateway.reception import (
     Origin,
     Reception,
     free_name,
+    have_same_content,
     sync_file_system,
 )
+from flows_engine.handoff.fingerprint import FingerprintBuilder
+from flows_engine.handoff.header import Header, UnreadableError
+from flows_engine.handoff.header_file import read_file_header_at
+from flows_engine.handoff.layout import Layout
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.study_store import INPUT_NAME, RECORD_NAME, Fingerprint, StudyRecord
 
@@ -49,7 +51,6 @@ OnConflict = Literal["keep_both", "replace", "reject"]
 """What becomes of an instance whose UID came before with other content."""
 
 _WHOLE: Final = stat.S_IROTH
-_COMPARED_BYTES: Final = 1024 * 1024
 
 _UNKNOWN_ORIGIN: Final = Origin(
     sender=Sender(ae_title="UNKNOWN", host="", port=0),
@@ -151,7 +152,7 @@ class Spool:
         """Yield each of its whole instances with its header; one without elements where it cannot be read."""
         for name in self.names(reception_id, but=but):
             try:
-                yield name, read_file_header((self.root / reception_id / INCOMING_NAME / name).read_bytes())
+                yield name, read_file_header_at(self.root / reception_id / INCOMING_NAME / name)
             except UnreadableError:
                 yield name, Header(elements={}, little_endian=True)
 
@@ -282,7 +283,7 @@ class _Collection:
         reunion = _Reunion(instances, on_conflict=on_conflict)
         for instance in reunion.kept:
             try:
-                header, problem = read_file_header(instance.path.read_bytes()), ""
+                header, problem = read_file_header_at(instance.path), ""
             except UnreadableError as error:
                 # It was acknowledged, so it is kept, by itself: nobody can say whose it is.
                 header = Header(elements={}, little_endian=True)
@@ -402,12 +403,7 @@ def _are_alike(one: _Instance, other: _Instance) -> bool:
     if one.size_bytes != other.size_bytes:
         return False
     with one.path.open("rb") as first, other.path.open("rb") as second:
-        while True:
-            block = first.read(_COMPARED_BYTES)
-            if block != second.read(_COMPARED_BYTES):
-                return False
-            if not block:
-                return True
+        return have_same_content(first, second)
 
 
 def _sync_file_system_of(folder: Path) -> None:

@@ -14,7 +14,6 @@ from dicom_gateway.durable_files import PRIVATE_FOLDER
 from dicom_gateway.errors import StartError
 from dicom_gateway.intake import Intake
 from dicom_gateway.interfaces import Definitions, RunTrigger
-from dicom_gateway.layout import Layout
 from dicom_gateway.ledger import Ledger
 from dicom_gateway.open_groups import OpenGroups
 from dicom_gateway.outbox import Outbox
@@ -25,6 +24,7 @@ from dicom_gateway.spool import Spool
 from dicom_gateway.tls import TlsFiles
 from dicom_gateway.uid_filling import UidFilling
 from dicom_gateway.uid_key import make_uid_key
+from flows_engine.handoff.layout import Layout
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.handoff.study_store import StudyStore
 

@@ -8,6 +8,7 @@
       │    ├─ GpuUnavailableError         the GPUs that the model needs did not become free in time
       │    └─ DestinationUnavailableError the receiver cannot be reached, or went away
       └─ FinalError                     the same again fails the same way; a person has to change something
+           ├─ NoInputError                no instance of the study is one that the flow gets
            ├─ ImageUnavailableError       not in the engine, and its registry says that it has none for us
            ├─ ContainerRefusedError       the engine will not create or start it as it is defined
            ├─ GpuMissingError             this host has fewer GPUs than the model needs, or smaller ones
@@ -67,6 +68,10 @@ class DestinationUnavailableError(RetryableError):
 
 class FinalError(EngineError):
     """The same again fails the same way."""
+
+
+class NoInputError(FinalError):
+    """No instance of the study is one that the flow gets, or it cannot be told which are."""
 
 
 class ImageUnavailableError(FinalError):

@@ -17,7 +17,7 @@ from flows_engine.check_output import OutputCounts, check_output
 from flows_engine.container_spec import INSTANCE_LABEL, RUN_LABEL, Origin
 from flows_engine.definition.expect import Expect
 from flows_engine.definition.schema import FlowDefinition, Node
-from flows_engine.definition.step_graph import STUDY, StepGraph
+from flows_engine.definition.step_graph import STUDY
 from flows_engine.deliver import DeliveryResult, deliver
 from flows_engine.destinations.dicom_node import DicomNode
 from flows_engine.docker_runner import DockerRunner, engine_url
@@ -25,13 +25,14 @@ from flows_engine.errors import EngineError, WorkspaceError
 from flows_engine.handoff.run_claim import RunClaimedError, claim
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.site_settings import SiteSettings, load_site_settings
-from flows_engine.handoff.study_store import StudyNotFoundError, StudyStore
+from flows_engine.handoff.study_store import StudyNotFoundError, StudyRecord, StudyStore
 from flows_engine.interfaces import ContainerRunner
 from flows_engine.redaction import redactor_for
 from flows_engine.registry_silence import RegistrySilence
 from flows_engine.run_record import DeliveryRecord, RunRecord, StepRecord, read_records, write_record
 from flows_engine.run_step import Host, StepResult, run_step
 from flows_engine.static_mounts import StaticMounts
+from flows_engine.study_view import study_view
 from flows_engine.workspace import Workspace
 
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -71,7 +72,7 @@ class Engine:
             workspace.forget_deliveries()
         try:
             record = self.store.record(study_id)
-            sources = self._sources(definition.graph, step=step, study_id=study_id, workspace=workspace)
+            sources = self._sources(definition, step=step, study=record, workspace=workspace, logger=logger)
         except StudyNotFoundError as error:
             raise WorkspaceError(str(error)) from error
         return run_step(
@@ -87,30 +88,42 @@ class Engine:
             is_halted=is_halted,
         )
 
-    def _sources(self, graph: StepGraph, *, step: int, study_id: str, workspace: Workspace) -> dict[str, Path]:
+    def _sources(
+        self, definition: FlowDefinition, *, step: int, study: StudyRecord, workspace: Workspace, logger: Logger
+    ) -> dict[str, Path]:
         """Return the folders that a model reads, by the names that its flow has for them."""
+        graph = definition.graph
 
         def source(name: str) -> Path:
             if name == STUDY:
-                return self.store.input_folder(study_id)
+                return self._input(definition, study=study, workspace=workspace, logger=logger)
             writer = graph.writers[name]
             return workspace.outputs(writer, graph.steps[writer].writes)[name]
 
         return {name: source(name) for name in graph.steps[step].reads}
 
+    def _input(self, definition: FlowDefinition, *, study: StudyRecord, workspace: Workspace, logger: Logger) -> Path:
+        """Return the folder of what the flow gets of a study: that of the study itself, unless it asks for another."""
+        source = self.store.input_folder(study.study_id)
+        if not definition.has_own_input:
+            return source
+        return study_view(definition, study=study, source=source, folder=workspace.study, logger=logger)
+
     def check_output(
-        self, definition: FlowDefinition, *, output_dir: str, study_id: str, logger: Logger
+        self, definition: FlowDefinition, *, output_dir: str, run_id: str, study_id: str, logger: Logger
     ) -> OutputCounts:
         """See whether what lies in ``output_dir`` is what the definition expects of its last model.
 
         Raises ``UnexpectedOutputError`` where it is not, and ``WorkspaceError`` where it cannot be told.
         """
         try:
+            study = self.store.record(study_id)
             return check_output(
                 Path(output_dir),
                 expect=definition.expected or Expect(),
-                fingerprint=self.store.record(study_id).fingerprint,
-                input_folder=self.store.input_folder(study_id),
+                fingerprint=study.fingerprint,
+                input_folder=self._input(definition, study=study, workspace=self._workspace(run_id), logger=logger),
+                is_whole=definition.input == "all",
                 logger=logger,
             )
         except StudyNotFoundError as error:

@@ -1,6 +1,7 @@
 """The folders of one run, below ``DATA_DIR``::
 
 runs/<flow_run_id>/                0700: the host's other users stay out; containers see only what is mounted
+  study/                           what the flow gets of the study, where that is not the folder of the study itself
   model-<n>/output/                0777: a container may run as any user
   model-<n>/outputs/<name>/        the same, of a model that writes several
   model-<n>/config/config.yaml     what the flow tells the model
@@ -42,6 +43,11 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    @property
+    def study(self) -> Path:
+        """Where the run has an input of its own, if its flow asks for one."""
+        return self.root / "study"
 
     def outputs(self, step: int, names: Collection[str]) -> dict[str, Path]:
         """Return where model number ``step`` (counted from 0) writes all of ``names``, whether or not it has."""

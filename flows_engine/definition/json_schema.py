@@ -33,6 +33,9 @@ def flow_schema() -> dict[str, Any]:
     for name in ("triggers", "models", "destinations", "return_to_sender_on_port"):
         field = schema["properties"][name]
         schema["properties"][name] = {"anyOf": [field, field["items"]], **_notes(field)}
+    levels = schema["properties"]["tar_subdir"]
+    levels["anyOf"] = [kind for kind in levels["anyOf"] if kind.get("type") != "null"]
+    levels["anyOf"].append(levels["anyOf"][0]["items"])
     expect = schema["$defs"]["Expect"]["properties"]
     expect["modality"] = {"anyOf": [expect["modality"], expect["modality"]["items"]], **_notes(expect["modality"])}
     model = schema["$defs"]["Model"]["properties"]

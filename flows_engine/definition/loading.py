@@ -321,6 +321,8 @@ _WRITE: Final = {
     "concurrency_limit": "how many runs of the flow may go on at the same time, 1 at least",
     "gpu_memory": "how many MiB of each of its GPUs it needs, like 8000; without it, all",
     "expect": "write a mapping, like {min_files: 1, modality: RTSTRUCT}",
+    "input": "all, or matched: only the instances that meet a trigger",
+    "tar_subdir": "write a list of DICOM keywords, like [SeriesInstanceUID], ten at most",
     "modality": "name one, like RTSTRUCT, or a list of them",
     "min_files": "how many files the last model has to leave, 0 to 1000000",
     "port": "1 to 65535",

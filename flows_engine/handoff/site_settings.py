@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, AliasGenerator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydicom.datadict import tag_for_keyword
 
 from flows_engine.definition.docker_kwargs import Size
 from flows_engine.definition.errors import DefinitionError
 from flows_engine.definition.loading import read_yaml_mapping
 from flows_engine.definition.schema import AETitle, kind_of_gpu
-from flows_engine.definition.trigger import parse_tag
+from flows_engine.definition.trigger_key import parse_keyword
 from flows_engine.definition.wording import reason
 
 _INSTALLED: Final = Path("/opt/DicomFlow")
@@ -57,12 +56,7 @@ def _texts(value: object) -> list[str]:
 
 
 def _keywords(value: object) -> list[str]:
-    words = _texts(value)
-    for word in words:
-        parse_tag(word)
-        if not tag_for_keyword(word):
-            raise ValueError(f"{word!r} is a tag; write its keyword, like SeriesInstanceUID")
-    return words
+    return [parse_keyword(word) for word in _texts(value)]
 
 
 def _gpu_ids(value: object) -> list[str]:

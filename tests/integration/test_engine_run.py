@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from flows_engine.definition.schema import FlowDefinition, Node
+from flows_engine.definition.trigger import Trigger
 from flows_engine.destinations.part10_head import read_head
-from flows_engine.errors import DestinationUnavailableError, ModelFailedError, WorkspaceError
+from flows_engine.errors import DestinationUnavailableError, ModelFailedError, NoInputError, WorkspaceError
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.handoff.study_store import Fingerprint, StudyRecord, TagColumn
+from flows_engine.run_step import StepResult
 from flows_engine.wiring import Engine, build_engine
 from tests.factories import CANARY_NAME, ct_slice, leaked_canaries
 from tests.fakes.store_scp import StoreScp
@@ -87,6 +89,48 @@ def test_two_models_and_a_delivery_that_a_retry_completes(
         path.read_bytes()[read_head(path).data_set_offset :] for path in originals
     )
     assert engine.remove_containers(run_id=run_id) == 0
+
+
+def test_models_get_what_matches_laid_out_as_the_flow_says(engine: Engine, tmp_path: Path) -> None:
+    run_id, folder = str(uuid.uuid4()), tmp_path / "data" / "studies" / STUDY / "input"
+    ct_slice(Modality="MR").save_as(folder / "mr.dcm", enforce_file_format=True)
+    before = {path: (path.stat().st_ino, path.read_bytes()) for path in folder.iterdir()}
+    definition = FlowDefinition.model_validate(
+        {
+            **_flow(
+                "cd /input; find . -type f | sort > /output/given.txt; cp CT/1.dcm /output; rm CT/1.dcm; true",
+                "cp -r /input/. /output",
+            ).model_dump(),
+            "triggers": [{"Modality": "CT", "InstanceNumber": "1|2"}],
+            "input": "matched",
+            "tar_subdir": ["Modality"],
+            "expect": {"same_study": True},
+        }
+    )
+
+    def run(step: int) -> StepResult:
+        return engine.run_step(definition, step=step, run_id=run_id, study_id=STUDY, logger=logger)
+
+    first, last = run(0), run(1)
+    given = Path(first.output_dir, "given.txt")
+    assert given.read_text().split() == ["./CT/1.dcm", "./CT/2.dcm"]
+    checked = engine.check_output(definition, output_dir=last.output_dir, run_id=run_id, study_id=STUDY, logger=logger)
+    assert (checked.file_count, checked.dicom_count) == (2, 1)
+    # Read-only, though the files are links: the study is as it was, and a retry gets the same.
+    assert {path: (path.stat().st_ino, path.read_bytes()) for path in folder.iterdir()} == before
+    run(0)
+    assert given.read_text().split() == ["./CT/1.dcm", "./CT/2.dcm"]
+    record = engine.record(definition, run_id=run_id, study_id=STUDY, state="Completed")
+    assert record.steps[0].input.files == 2
+    assert record.steps[0].input.bytes == sum((folder / name).stat().st_size for name in ("1.dcm", "2.dcm"))
+
+
+def test_a_run_on_a_study_of_which_nothing_matches_says_so(engine: Engine) -> None:
+    definition = _flow("true").model_copy(
+        update={"triggers": (Trigger.model_validate({"Modality": "PT"}),), "input": "matched"}
+    )
+    with pytest.raises(NoInputError, match="none of 3 instances meets a trigger of two"):
+        engine.run_step(definition, step=0, run_id=str(uuid.uuid4()), study_id=STUDY, logger=logger)
 
 
 def test_a_model_that_fails_says_so_in_one_line_without_the_patient(engine: Engine) -> None:

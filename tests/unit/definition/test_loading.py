@@ -168,6 +168,9 @@ def test_anchors_may_be_used(write_flow: WriteFlow) -> None:
         ("triggers: []\n", 1, "models", "missing", "container"),
         ("triggers: []\nmodels: []\n", 2, "models", "empty", "container"),
         ("triggers: []\nmodels: 5\n", 2, "models", "not a mapping", ""),
+        (SMALLEST + "input: some\n", 4, "input", "'all' or 'matched'", "only the instances that meet a trigger"),
+        (SMALLEST + "tar_subdir: [Modalty]\n", 4, "tar_subdir[0]", "did you mean Modality?", ""),
+        ("triggers: []\ninput: matched\n" + SMALLEST[27:], 2, "input", "no triggers to match; write `input: all`", ""),
         (SMALLEST + "priority: 9\n", 4, "priority", "greater than 5", ""),
         (SMALLEST + "priority: -1\n", 4, "priority", "less than 0", ""),
         (SMALLEST + "priority: high\n", 4, "priority", "no whole number; it says 'high'", ""),
@@ -546,3 +549,15 @@ def test_any_structure_is_a_definition_or_a_definition_error_with_the_file(tmp_p
         return
     assert problems
     assert all(problem.file == path and "\n" not in str(problem) for problem in problems)
+
+
+def test_a_private_tag_and_a_path_can_be_written_in_yaml(write_flow: WriteFlow) -> None:
+    text = (
+        "triggers:\n  - RequestAttributesSequence.ScheduledProcedureStepDescription: Head\n"
+        '    \'(0029,"SIEMENS CSA HEADER",10)\': [a, ~b]\n    (0029,"PLAIN",xx11): a\n'
+        "models: [{docker_kwargs: {image: a}}]\n"
+    )
+    (trigger,) = load_definition(write_flow(text)).definition.triggers
+    assert [condition.tag for condition in trigger.conditions] == [
+        "00400275.00400007", '(0029,"SIEMENS CSA HEADER",10)', '(0029,"PLAIN",11)',
+    ]  # fmt: skip

@@ -8,17 +8,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 
 from dicom_gateway import intake as intake_module
 from dicom_gateway.completeness import Waiting
-from dicom_gateway.fingerprint import FingerprintBuilder
 from dicom_gateway.intake import Intake, decide, idempotency_key
-from dicom_gateway.layout import Layout
 from dicom_gateway.ledger import Ledger
 from dicom_gateway.open_groups import OpenGroups
 from dicom_gateway.outbox import Outbox
 from dicom_gateway.spool import Spool
 from dicom_gateway.uid_key import UidKey
+from flows_engine.handoff.fingerprint import FingerprintBuilder
+from flows_engine.handoff.layout import Layout
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.study_store import StudyStore
 from tests.fakes.definitions import FakeDefinitions, flow
@@ -243,11 +245,28 @@ def test_killed_during_recovery_as_well(world, monkeypatch):
     assert len(list((world.folder / "studies").iterdir())) == 3
 
 
+def test_a_flow_may_ask_for_what_lies_in_a_sequence(world):
+    key = "RequestAttributesSequence.ScheduledProcedureStepDescription"
+    world.definitions.by_name = {
+        name: flow(name, {key: pattern}) for name, pattern in (("Head", "^Head$"), ("Knee", "^Knee$"))
+    }
+    step = Dataset()
+    step.ScheduledProcedureStepDescription = "Head"
+    world.intake.start()
+    world.receive(ct(RequestAttributesSequence=Sequence([step])))
+    wait_until(world.settled)
+    assert [request.definition.name for request in world.trigger.requests.values()] == ["Head"]
+
+
 def test_killed_between_the_decision_and_the_run(world):
     world.receive(ct())
     (study_id,) = world.store.study_ids()
     decision = decide(
-        world.store.record(study_id), study_uri="file:///x", definitions=world.definitions.snapshot(), hold=True
+        world.store.record(study_id),
+        study_uri="file:///x",
+        definitions=world.definitions.snapshot(),
+        store=world.store,
+        hold=True,
     )
     world.ledger.decide(study_id, decision)
     assert world.trigger.calls == []

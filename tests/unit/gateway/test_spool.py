@@ -13,9 +13,9 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from dicom_gateway import durable_files
 from dicom_gateway.errors import SpoolFullError
-from dicom_gateway.layout import Layout
 from dicom_gateway.reception import Origin
 from dicom_gateway.spool import Spool, tidy, write_record
+from flows_engine.handoff.layout import Layout
 from flows_engine.handoff.run_request import Sender
 from tests.fakes.instances import CANARIES, as_file, ct, received
 
