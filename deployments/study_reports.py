@@ -47,7 +47,12 @@ def print_explanation(console: Console, settings: SiteSettings, *, study_id: str
     Raises ``StudyNotFoundError``.
     """
     record = StudyStore(settings.data_dir / "studies").record(study_id)
-    catalogue = FlowCatalogue(settings.flow_directory, state_folder=settings.data_dir / "definitions", remember=False)
+    catalogue = FlowCatalogue(
+        settings.flow_directory,
+        state_folder=settings.data_dir / "definitions",
+        docker_kwargs_allowed=settings.docker_kwargs_allowed,
+        remember=False,
+    )
     catalogue.refresh()
     definitions = list(catalogue.snapshot().values())
     console.print(explain(match(record.fingerprint, definitions)), markup=False, highlight=False)

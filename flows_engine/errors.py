@@ -9,6 +9,7 @@
       │    └─ DestinationUnavailableError the receiver cannot be reached, or went away
       └─ FinalError                     the same again fails the same way; a person has to change something
            ├─ ImageUnavailableError       not in the engine, and its registry says that it has none for us
+           ├─ NotAllowedError             the flow asks Docker for more than this host allows
            ├─ ContainerRefusedError       the engine will not create or start it as it is defined
            ├─ GpuMissingError             this host has fewer GPUs than the model needs, or smaller ones
            ├─ ModelFailedError            it ended with an exit code that is not 0
@@ -71,6 +72,10 @@ class FinalError(EngineError):
 
 class ImageUnavailableError(FinalError):
     """The image is not in the engine, and is not to be pulled, or its registry says that it has none for us."""
+
+
+class NotAllowedError(FinalError):
+    """The flow asks Docker for more than this host allows."""
 
 
 class ContainerRefusedError(FinalError):

@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows_engine.branch_slots import branch_slot
 from flows_engine.container_spec import TASK_LABEL, Origin, container_spec, task_label
+from flows_engine.definition.allowable_kwargs import SETTING
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.definition.step_graph import RESULT
-from flows_engine.errors import EngineError, ModelFailedError
+from flows_engine.errors import EngineError, ModelFailedError, NotAllowedError
 from flows_engine.gpu_memory import total_mib
 from flows_engine.interfaces import ContainerResult, ContainerRunner
 from flows_engine.model_result import Decision, UnusableResultError, decision, read_result, shown
@@ -65,6 +66,8 @@ class Host:
     branch_folder: Path
     static_mounts: StaticMounts
     default_mem_limit: str | None = None
+    docker_kwargs_allowed: Collection[str] = ()
+    """The arguments of Docker that flows may use here, beyond those that every flow may."""
     gpu_total_mib: Callable[[Sequence[str]], Mapping[str, int]] = total_mib
 
 
@@ -84,12 +87,19 @@ def run_step(
     """Run model number ``step`` (counted from 0) on the files in ``sources``, by the names under which it reads them.
 
     The container's log goes to ``logger``, line by line as it comes, without the patient. Raises what
-    ``ContainerRunner`` raises, ``GpuMissingError``, ``GpuUnavailableError``, ``StaticMountError``, ``WorkspaceError``,
-    ``ModelFailedError`` for an exit code that is not 0, and ``UnusableResultError``; each message begins with the
-    number and the image of the model.
+    ``ContainerRunner`` raises, ``NotAllowedError``, ``GpuMissingError``, ``GpuUnavailableError``, ``StaticMountError``,
+    ``WorkspaceError``, ``ModelFailedError`` for an exit code that is not 0, and ``UnusableResultError``; each message
+    begins with the number and the image of the model.
     """
     model = definition.models[step]
-    title = f"model {step + 1} ({model.docker_kwargs.image})"
+    title = _title(definition, step)
+    # All models are looked at: one that will be refused should not let others compute first.
+    for number, each in enumerate(definition.models):
+        if beyond := each.docker_kwargs.not_among(host.docker_kwargs_allowed):
+            raise NotAllowedError(
+                f"{_title(definition, number)} asks Docker for {', '.join(beyond)}, which this host does not allow;"
+                f" who looks after it can, by {SETTING}"
+            )
     try:
         # A process that was killed leaves its container running, which would write into the folders of this attempt.
         runner.remove_all(label=TASK_LABEL, value=task_label(origin.run_id, step))
@@ -196,6 +206,10 @@ def run_step(
         result=shown(said, redact=redact),
         decision=decided,
     )
+
+
+def _title(definition: FlowDefinition, step: int) -> str:
+    return f"model {step + 1} ({definition.models[step].docker_kwargs.image})"
 
 
 def _keep(record: StepRecord, path: Path, *, logger: logging.Logger | logging.LoggerAdapter[logging.Logger]) -> None:

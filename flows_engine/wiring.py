@@ -209,6 +209,7 @@ def build_engine(settings: SiteSettings) -> Engine:
             branch_slots=settings.cpu_slots,
             branch_folder=data_dir / "locks",
             default_mem_limit=settings.default_mem_limit,
+            docker_kwargs_allowed=settings.docker_kwargs_allowed,
             static_mounts=StaticMounts(static_dir=settings.static_dir, cache=data_dir / "static-cache"),
         ),
         calling_ae_title=settings.ae_title,

@@ -17,10 +17,11 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, AliasGenerator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydicom.datadict import tag_for_keyword
 
-from flows_engine.definition.docker_kwargs import Size
+from flows_engine.definition.docker_kwargs import allowable
 from flows_engine.definition.errors import DefinitionError
 from flows_engine.definition.loading import read_yaml_mapping
 from flows_engine.definition.schema import AETitle, kind_of_gpu
+from flows_engine.definition.text_forms import Size
 from flows_engine.definition.trigger import parse_tag
 from flows_engine.definition.wording import reason
 
@@ -64,6 +65,10 @@ def _keywords(value: object) -> list[str]:
         if not tag_for_keyword(word):
             raise ValueError(f"{word!r} is a tag; write its keyword, like SeriesInstanceUID")
     return words
+
+
+def _docker_kwargs(value: object) -> list[str]:
+    return list(dict.fromkeys(allowable(word) for word in _texts(value)))
 
 
 def _gpu_ids(value: object) -> list[str]:
@@ -139,6 +144,9 @@ class SiteSettings(BaseModel):
     """How many flow runs of the pool ``cpu`` this host runs at once."""
     default_mem_limit: Size | None = None
     """The memory that a container may take where its flow says nothing, like 8g. Default: all that the host has."""
+    docker_kwargs_allowed: Annotated[tuple[str, ...], BeforeValidator(_docker_kwargs)] = ()
+    """Names of arguments of docker-py's ``containers.create`` that flows may use beyond those that all may, like
+    ``cap_add``. Asked where a flow is read, and again by the worker on whose host it runs."""
     group_by: Literal["association"] = "association"
     """What is one study to match: everything that one association sends of one patient."""
     incomplete: Literal["hold", "process"] = "hold"

@@ -16,6 +16,7 @@ from flows_engine.errors import (
     ImageUnavailableError,
     ModelFailedError,
     ModelTimedOutError,
+    NotAllowedError,
     StaticMountError,
 )
 from flows_engine.gpu_choice import Need, Option
@@ -55,6 +56,9 @@ def _run(
     *,
     gpus: tuple[str, ...] = (),
     decides: tuple[str, ...] = (),
+    allowed: tuple[str, ...] = (),
+    docker: dict[str, object] | None = None,
+    beside: tuple[dict[str, object], ...] = (),
     **model: Any,
 ) -> StepResult:
     (tmp_path / "input").mkdir(exist_ok=True)
@@ -62,7 +66,7 @@ def _run(
         {
             "name": "flow",
             "triggers": [],
-            "models": [{"docker_kwargs": {"image": image}, **model}],
+            "models": [{"docker_kwargs": {"image": image, **(docker or {})}, **model}, *beside],
             "model_decides": decides,
         }
     )
@@ -78,6 +82,7 @@ def _run(
             gpu_wait_seconds=0,
             branch_slots=1,
             branch_folder=tmp_path / "locks",
+            docker_kwargs_allowed=allowed,
             static_mounts=StaticMounts(static_dir=tmp_path / "static", cache=tmp_path / "cache"),
         ),
         runner=runner,
@@ -169,3 +174,23 @@ def test_a_model_that_decides_has_to_be_understood_and_another_has_not(
     assert "result.json is no JSON; nothing is made of it" in caplog.messages
     with pytest.raises(UnusableResultError, match=r"^model 1 \(mumbles\): result\.json is no JSON$"):
         _run(tmp_path, runner, "mumbles", decides=("skip_send",))
+
+
+def test_what_this_host_does_not_allow_is_not_run(tmp_path: Path, runner: FakeContainerRunner) -> None:
+    docker: dict[str, object] = {"privileged": True, "cap_add": "SYS_NICE"}
+    with pytest.raises(NotAllowedError) as caught:
+        _run(tmp_path, runner, "writes", docker=docker, allowed=("init", "cap_add"))
+    assert str(caught.value) == (
+        "model 1 (writes) asks Docker for privileged, which this host does not allow; who looks after it can, by"
+        " DOCKER_KWARGS_ALLOWED"
+    )
+    assert runner.specs == []
+    assert _run(tmp_path, runner, "writes", docker=docker, allowed=("cap_add", "privileged")).exit_code == 0
+    assert runner.specs[0].options["cap_add"] == ["SYS_NICE"]
+
+
+def test_no_model_runs_before_one_that_this_host_does_not_allow(tmp_path: Path, runner: FakeContainerRunner) -> None:
+    last: dict[str, object] = {"docker_kwargs": {"image": "fails", "init": True}}
+    with pytest.raises(NotAllowedError, match=r"^model 2 \(fails\) asks Docker for init"):
+        _run(tmp_path, runner, "writes", beside=(last,))
+    assert runner.specs == []

@@ -263,3 +263,25 @@ def test_studies_are_grouped_by_association_and_in_no_other_way() -> None:
     assert load_site_settings({"GROUP_BY": "association"}).settings.group_by == "association"
     with pytest.raises(SettingsError, match="GROUP_BY"):
         load_site_settings({"GROUP_BY": "study"})
+
+
+@pytest.mark.parametrize("written", ["cap_add, init", "cap_add init cap_add", '["cap_add", "init"]'])
+def test_arguments_of_docker_that_flows_may_use_have_several_spellings(load: Load, written: str) -> None:
+    settings = load(DOCKER_KWARGS_ALLOWED=written).settings
+
+    assert settings.docker_kwargs_allowed == ("cap_add", "init")
+    assert SiteSettings.model_validate(settings.as_environment()).docker_kwargs_allowed == ("cap_add", "init")
+    assert load("DOCKER_KWARGS_ALLOWED: [cap_add, init]\n").settings.docker_kwargs_allowed == ("cap_add", "init")
+    assert load("DOCKER_KWARGS_ALLOWED: []\n").settings.docker_kwargs_allowed == ()
+
+
+def test_an_argument_of_docker_that_no_site_may_allow_is_told_with_the_reason(load: Load) -> None:
+    (never,) = problems(load, "AE_PORT: 1\nDOCKER_KWARGS_ALLOWED: [cap_add, mounts]\n")
+    assert never.partition("a.yaml:2: ")[2].startswith(
+        "DOCKER_KWARGS_ALLOWED: mounts can never be allowed: a container sees its input, its output"
+    )
+    (unknown,) = problems(load, DOCKER_KWARGS_ALLOWED="cap_ad")
+    assert unknown.endswith(
+        "environment: DOCKER_KWARGS_ALLOWED: 'cap_ad' is no argument of docker-py's containers.create"
+        " (did you mean cap_add?)"
+    )
