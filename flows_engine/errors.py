@@ -13,6 +13,7 @@
            ├─ ContainerRefusedError       the engine will not create or start it as it is defined
            ├─ GpuMissingError             this host has fewer GPUs than the model needs, or smaller ones
            ├─ ModelFailedError            it ended with an exit code that is not 0
+           ├─ DiskFilledError             it left less of a disk than is to stay free
            ├─ ModelTimedOutError          it ran longer than its timeout
            ├─ UnexpectedOutputError       the last model left something that its flow does not expect
            ├─ NothingToSendError          the flow has destinations, its last model left no instance
@@ -92,6 +93,10 @@ class ModelFailedError(FinalError):
 
 class ModelTimedOutError(FinalError):
     """A model ran longer than its timeout, and was killed."""
+
+
+class DiskFilledError(FinalError):
+    """A model left less of a disk than is to stay free, and was killed."""
 
 
 class UnexpectedOutputError(FinalError):

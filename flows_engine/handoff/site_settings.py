@@ -144,6 +144,12 @@ class SiteSettings(BaseModel):
     """How many flow runs of the pool ``cpu`` this host runs at once."""
     default_mem_limit: Size | None = None
     """The memory that a container may take where its flow says nothing, like 8g. Default: all that the host has."""
+    disk_reserve_bytes: int = Field(default=2**30, ge=0)
+    """How many bytes of the file system of ``DATA_DIR`` are to stay free; 0: none.
+
+    A model that leaves less is killed, and its run fails; none starts where less is left already. The disk on which the
+    Docker engine keeps its containers is watched by the same measure while models run.
+    """
     docker_kwargs_allowed: Annotated[tuple[str, ...], BeforeValidator(_docker_kwargs)] = ()
     """Names of arguments of docker-py's ``containers.create`` that flows may use beyond those that all may, like
     ``cap_add``. Asked where a flow is read, and again by the worker on whose host it runs."""

@@ -6,7 +6,6 @@ import logging
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +16,19 @@ from flows_engine.definition.schema import FlowDefinition, Node
 from flows_engine.destinations.part10_head import read_head
 from flows_engine.docker_runner import engine_url
 from flows_engine.errors import DestinationUnavailableError, ModelFailedError, NotAllowedError, WorkspaceError
-from flows_engine.handoff.run_request import Sender
-from flows_engine.handoff.site_settings import SiteSettings
-from flows_engine.handoff.study_store import Fingerprint, StudyRecord, TagColumn
-from flows_engine.wiring import Engine, build_engine
-from tests.factories import CANARY_NAME, ct_slice, leaked_canaries
+from flows_engine.wiring import Engine
+from tests.factories import leaked_canaries
 from tests.fakes.store_scp import StoreScp
+from tests.integration.one_study import STUDY, engine_with_one_study
 from tests.services import unused_port
 
 pytestmark = pytest.mark.docker
-STUDY = "0193e4c2-7a54-7cc3-98c4-dc0c0c07398f"
 logger = logging.getLogger("test")
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:
-    study = tmp_path / "data" / "studies" / STUDY
-    (study / "input").mkdir(parents=True)
-    for number in range(3):
-        ct_slice(instance_number=number).save_as(study / "input" / f"{number}.dcm", enforce_file_format=True)
-    names = TagColumn(values=((CANARY_NAME,),), index=(0, 0, 0))
-    record = StudyRecord(
-        study_id=STUDY,
-        sender=Sender(ae_title="CT", host="127.0.0.1", port=1),
-        called_ae_title="STORESCP",
-        received_at=datetime.now(UTC),
-        complete=True,
-        instance_count=3,
-        duplicate_count=0,
-        conflict_count=0,
-        size_bytes=1,
-        fingerprint=Fingerprint(instance_count=3, columns={"00100010": names}),
-    )
-    (study / "study.json").write_text(record.model_dump_json())
-    return build_engine(SiteSettings(data_dir=tmp_path / "data", static_dir=tmp_path / "static", ae_title="SITE"))
+    return engine_with_one_study(tmp_path / "data")
 
 
 def _flow(*commands: str, **docker_kwargs: object) -> FlowDefinition:

@@ -9,13 +9,16 @@ import pytest
 
 from flows_engine.container_spec import GPUS_LABEL, LEASE_LABEL, Origin
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.disk_reserve import DiskReserve
 from flows_engine.errors import (
+    DiskFilledError,
     GpuMissingError,
     GpuUnavailableError,
     ImagePullFailedError,
     ImageUnavailableError,
     ModelFailedError,
     ModelTimedOutError,
+    NoSpaceError,
     NotAllowedError,
     StaticMountError,
 )
@@ -57,6 +60,7 @@ def _run(
     gpus: tuple[str, ...] = (),
     decides: tuple[str, ...] = (),
     allowed: tuple[str, ...] = (),
+    disk: DiskReserve | None = None,
     docker: dict[str, object] | None = None,
     beside: tuple[dict[str, object], ...] = (),
     **model: Any,
@@ -83,6 +87,7 @@ def _run(
             branch_slots=1,
             branch_folder=tmp_path / "locks",
             docker_kwargs_allowed=allowed,
+            disk=disk or DiskReserve(folder=tmp_path, reserve_bytes=0),
             static_mounts=StaticMounts(static_dir=tmp_path / "static", cache=tmp_path / "cache"),
         ),
         runner=runner,
@@ -194,3 +199,37 @@ def test_no_model_runs_before_one_that_this_host_does_not_allow(tmp_path: Path, 
     with pytest.raises(NotAllowedError, match=r"^model 2 \(fails\) asks Docker for init"):
         _run(tmp_path, runner, "writes", beside=(last,))
     assert runner.specs == []
+
+
+class _Filling(DiskReserve):
+    """A disk of which too little is left once the model has begun to write."""
+
+    def shortage(self) -> str:
+        return "only 1.0 MiB are free" if list(self.folder.glob("run/model-1/output/*")) else ""
+
+
+def _fills(spec: ContainerSpec) -> Iterator[object]:
+    (spec.mounts[1].source / "huge").write_bytes(bytes(8192))
+    yield "on it"
+    yield 0
+
+
+def test_a_model_that_fills_the_disk_is_told_and_what_it_left_is_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = FakeContainerRunner({"fills": _fills})
+    with pytest.raises(DiskFilledError) as caught:
+        _run(tmp_path, runner, "fills", disk=_Filling(folder=tmp_path, reserve_bytes=1))
+    assert str(caught.value) == (
+        "model 1 (fills): it wrote 8,192 bytes to its output, and only 1.0 MiB are free; it was killed, and its output"
+        " removed"
+    )
+    assert not (tmp_path / "run" / "model-1").exists()
+    assert "on it" not in caplog.messages
+
+
+def test_on_a_full_disk_no_model_starts(tmp_path: Path, runner: FakeContainerRunner) -> None:
+    with pytest.raises(NoSpaceError, match=r"^model 1 \(writes\): it is not started, since only .* DISK_RESERVE_BYTES"):
+        _run(tmp_path, runner, "writes", disk=DiskReserve(folder=tmp_path, reserve_bytes=2**60))
+    assert runner.specs == []
+    assert not (tmp_path / "run" / "model-1").exists()
