@@ -193,6 +193,7 @@ class DockerRunner:
             except queue.Empty:
                 self.silence.remember(spec.image)
                 return f"its registry did not answer within {patience_seconds:g} seconds"
+            look()
             if event is None:
                 return None
             if isinstance(event, Exception):
@@ -267,6 +268,7 @@ class DockerRunner:
 
             log = LogLines()
             while (chunk := _next(chunks, deadline, spec, look)) is not None:
+                look()
                 for number, data in enumerate(chunk):
                     for line in log.feed(data or b"", stream=number):
                         on_line(line)
@@ -397,12 +399,12 @@ def _next(chunks: queue.Queue[_Chunk], deadline: float, spec: ContainerSpec, loo
 
 
 def _get(items: queue.Queue[_Item], seconds: float, look: Callable[[], None]) -> _Item:
-    """Return the next item. Raises ``queue.Empty`` after ``seconds``, and what ``look`` raises now and then."""
+    """Return the next item. Raises ``queue.Empty`` after ``seconds``, and what ``look`` raises while none comes."""
     deadline = time.monotonic() + seconds
     while (remaining_seconds := deadline - time.monotonic()) > 0:
-        look()
         with suppress(queue.Empty):
             return items.get(timeout=min(remaining_seconds, _LOOK_SECONDS))
+        look()
     raise queue.Empty
 
 

@@ -62,8 +62,8 @@ class Bench:
             options={"command": ["sh", "-c", script], "security_opt": ["no-new-privileges"], **options},
         )
 
-    def refuse_once_it_closed(self) -> None:
-        if (self.folder / "out" / "closed").exists():
+    def refuse_once_it_began(self) -> None:
+        if (self.folder / "out" / "begun").exists():
             raise DiskFilledError
 
     def run(self, script: str, **how: object) -> ContainerResult:
@@ -153,12 +153,27 @@ def test_a_container_that_closes_its_log_is_still_waited_for(bench: Bench) -> No
     assert bench.run("exec >&- 2>&-; sleep 1; exit 4").exit_code == 4
 
 
-def test_a_container_that_closes_its_log_is_looked_after_all_the_same(bench: Bench) -> None:
-    script = "exec >&- 2>&-; touch /output/closed; while :; do usleep 10000; done"
-    for ends in ({"is_halted": (bench.folder / "out" / "closed").exists}, {"watch": bench.refuse_once_it_closed}):
-        with pytest.raises((RunHaltedError, DiskFilledError)):
-            bench.runner.run(bench.spec(script), on_line=bench.lines.append, on_notice=print, **ends)  # type: ignore[arg-type]
-        (bench.folder / "out" / "closed").unlink()
+@pytest.mark.parametrize("by", ["is_halted", "watch"])
+def test_a_container_whose_log_is_lost_is_looked_after_all_the_same(
+    bench: Bench, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows_engine.docker_runner._STOP_SECONDS", 1)
+    monkeypatch.setattr("flows_engine.docker_runner._read", lambda _stream, chunks, _abandoned: chunks.put(None))
+    ends = {"is_halted": (bench.folder / "out" / "begun").exists, "watch": bench.refuse_once_it_began}[by]
+    spec = replace(bench.spec("touch /output/begun; while :; do usleep 10000; done"), timeout_seconds=20)
+    with pytest.raises((RunHaltedError, DiskFilledError)):
+        bench.runner.run(spec, on_line=bench.lines.append, on_notice=print, **{by: ends})  # type: ignore[arg-type]
+
+
+def test_what_a_container_left_is_looked_at_once_more_where_it_failed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows_engine.docker_runner._LOOK_SECONDS", 30)  # none while it runs
+    for code in (0, 3):
+        spec = bench.spec(f"touch /output/begun; exit {code}")
+        expected = pytest.raises(DiskFilledError) if code else contextlib.nullcontext()
+        with expected:
+            bench.runner.run(spec, on_line=print, on_notice=print, watch=bench.refuse_once_it_began)
 
 
 def test_a_container_that_does_not_want_to_end_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
