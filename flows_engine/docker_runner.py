@@ -7,6 +7,7 @@ import queue
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,10 +31,12 @@ from flows_engine.errors import (
     NoSpaceError,
     RunHaltedError,
 )
+from flows_engine.folder_tree import remove_tree
 from flows_engine.gpu_request import gpu_request, why_refused
 from flows_engine.host_paths import EngineMount, HostPaths
 from flows_engine.interfaces import BindMount, ContainerResult, ContainerSpec
 from flows_engine.log_lines import LogLines
+from flows_engine.ownership import handing_over, strangers
 from flows_engine.registry_silence import RegistrySilence
 
 DEFAULT_ENGINE_URL: Final = "unix:///var/run/docker.sock"
@@ -107,6 +110,7 @@ class DockerRunner:
                 self._stop(spec.name)
                 raise
             finally:
+                self._take_over(client, spec)
                 self._remove(spec.name)
 
     def find_all(self, *, label: str, value: str) -> tuple[Mapping[str, str], ...]:
@@ -290,6 +294,22 @@ class DockerRunner:
             peak_memory_bytes=memory.peak_bytes,
         )
 
+    def _take_over(self, client: docker.DockerClient, spec: ContainerSpec) -> None:
+        """Make what the container wrote this process's own, where that is not root: to be read, and to be removed.
+
+        Where it cannot be done, who reads it or removes it says so.
+        """
+        user = os.geteuid()
+        if user == 0:
+            return
+        with suppress(DockerException, OSError):
+            with suppress(APIError):  # it has ended, as a rule
+                client.api.kill(spec.name)
+            client.api.wait(spec.name, timeout=_REMOVAL_SECONDS)
+            for mount in spec.mounts:
+                if not mount.read_only:
+                    _hand_over(client, spec.name, mount, user=user)
+
     def _storage(self, client: docker.DockerClient) -> DiskReserve:
         """Return what is to stay free where the engine keeps containers, as far as this process sees that place."""
         is_here = self.disk_reserve_bytes and self.engine_url.startswith("unix:")
@@ -335,6 +355,19 @@ class _PeakMemory:
 def engine_url() -> str:
     """Return where the Docker engine of this environment listens: ``DOCKER_HOST``, or the local socket."""
     return os.environ.get("DOCKER_HOST") or DEFAULT_ENGINE_URL
+
+
+def _hand_over(client: docker.DockerClient, name: str, mount: BindMount, *, user: int) -> None:
+    before = None
+    # Each time a folder may be seen into that could not be before.
+    while (found := strangers(mount.source, user=user)) and found != before:
+        names_folder = f"names-{uuid.uuid4().hex}"
+        archive = handing_over(found, user=user, group=os.getegid(), names_folder=names_folder)
+        try:
+            client.api.put_archive(name, mount.target, archive)
+        finally:
+            remove_tree(mount.source / names_folder)
+        before = found
 
 
 def _device_request(gpu_ids: tuple[str, ...], engine_info: Mapping[str, Any]) -> DeviceRequest:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from flows_engine.definition.schema import FlowDefinition, Node
+from flows_engine.docker_runner import engine_url
 from flows_engine.errors import (
     DeliveryRefusedError,
     DiskFilledError,
@@ -33,6 +36,8 @@ pytestmark = pytest.mark.docker
 logger = logging.getLogger("test")
 
 _MIB = 2**20
+_WORKER = 4711
+"""A user who is not root."""
 _DISK_BYTES = 64 * _MIB
 _RESERVE_BYTES = 16 * _MIB
 # Made by `mkdir -p`, since a shell remembers where it is by a path.
@@ -263,3 +268,49 @@ def test_a_run_ends_in_one_line_whatever_its_model_does(hospital: Hospital, scri
     assert hospital.run("cp /input/* /output/").file_count == 3
     with contextlib.suppress(FileNotFoundError):
         assert len(list((hospital.data_dir / "studies" / STUDY / "input").iterdir())) == 3
+
+
+_AS_ROOT = (
+    "mkdir -p /output/a/b /output/open; cp /input/0.dcm /output/a/b/; cp /input/1.dcm /output/1.dcm;"
+    " cp /input/2.dcm /output/open/2.dcm; chmod 0 /output/1.dcm /output/a/b/0.dcm /output/a/b /output/a;"
+    " ln -s /input /output/link; mkfifo /output/fifo"
+)
+
+
+def _as_another_user(folder: Path, data_dir: Path) -> None:
+    """Run models of root in a process that is not; write down what became of it."""
+    socket_group = Path(engine_url().removeprefix("unix://")).stat().st_gid
+    os.setgroups([socket_group])
+    os.setgid(_WORKER)
+    os.setuid(_WORKER)
+    hospital = Hospital(data_dir)
+    told = [str(hospital.run(_AS_ROOT, "cp -r /input/* /output/").file_count)]
+    told += [str(hospital.run(_AS_ROOT, "cp -r /input/* /output/", step=1, writable=True).file_count)]
+    try:
+        hospital.run(f"{_AS_ROOT}; while :; do usleep 10000; done", timeout_seconds=2)
+    except EngineError as error:
+        told += [type(error).__name__]
+    # Again from the beginning: what is there has to go.
+    told += [str(hospital.run("cp /input/* /output/").file_count)]
+    remove_tree(hospital.folder)
+    (folder / "told").write_text(" ".join(told))
+
+
+def test_what_a_model_writes_as_root_is_the_workers_who_is_not() -> None:
+    if os.geteuid() != 0 or not engine_url().startswith("unix://"):
+        pytest.skip("only root may become another user")
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "worker").mkdir()
+        os.chown(folder / "worker", _WORKER, _WORKER)
+        # What is imported late could not be read by another user.
+        warm = Hospital(folder / "warm" / "data")
+        warm.run("true")
+        process = multiprocessing.get_context("fork").Process(
+            target=_as_another_user, args=(folder / "worker", folder / "worker" / "data")
+        )
+        process.start()
+        process.join(timeout=60)
+        assert process.exitcode == 0
+        assert (folder / "worker" / "told").read_text() == "3 3 ModelTimedOutError 3"
