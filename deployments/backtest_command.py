@@ -37,7 +37,7 @@ def print_backtest(
     ``limit`` is how many ids of matching studies are printed. Raises ``DefinitionError`` and ``CommandError``.
     """
     begin, end = (_moment(name, text) for name, text in (("--since", since), ("--until", until)))
-    loaded = load_definition(file)
+    loaded = load_definition(file, docker_kwargs_allowed=settings.docker_kwargs_allowed)
     for warning in loaded.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     if not (settings.data_dir / LEDGER_NAME).exists():

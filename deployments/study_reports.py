@@ -48,7 +48,12 @@ def print_explanation(console: Console, settings: SiteSettings, *, study_id: str
     """
     store = StudyStore(settings.data_dir / "studies")
     record = store.record(study_id)
-    catalogue = FlowCatalogue(settings.flow_directory, state_folder=settings.data_dir / "definitions", remember=False)
+    catalogue = FlowCatalogue(
+        settings.flow_directory,
+        state_folder=settings.data_dir / "definitions",
+        docker_kwargs_allowed=settings.docker_kwargs_allowed,
+        remember=False,
+    )
     catalogue.refresh()
     definitions = list(catalogue.snapshot().values())
     console.print(explain(match_study(record, definitions, store=store)), markup=False, highlight=False)

@@ -7,6 +7,7 @@ import queue
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, LogConfig, Mount
 
+from flows_engine.disk_reserve import DiskReserve
 from flows_engine.errors import (
     ContainerRefusedError,
+    DiskFilledError,
     EngineUnavailableError,
     ImagePullFailedError,
     ImageUnavailableError,
@@ -28,10 +31,12 @@ from flows_engine.errors import (
     NoSpaceError,
     RunHaltedError,
 )
+from flows_engine.folder_tree import remove_tree
 from flows_engine.gpu_request import gpu_request, why_refused
 from flows_engine.host_paths import EngineMount, HostPaths
 from flows_engine.interfaces import BindMount, ContainerResult, ContainerSpec
 from flows_engine.log_lines import LogLines
+from flows_engine.ownership import handing_over, strangers
 from flows_engine.registry_silence import RegistrySilence
 
 DEFAULT_ENGINE_URL: Final = "unix:///var/run/docker.sock"
@@ -45,8 +50,9 @@ _FIRST_WORD_SECONDS: Final = 60.0
 _FIRST_WORD_SECONDS_IF_PRESENT: Final = 8.0
 _PULL_SILENCE_SECONDS: Final = 300.0
 _QUEUED_CHUNKS: Final = 256
-_LOOK_SECONDS: Final = 0.5
-"""How often a thread that waits looks whether its run ends."""
+# A fast disk takes half a gigabyte meanwhile.
+_LOOK_SECONDS: Final = 0.2
+"""How often a thread that waits looks whether its run ends, or a disk is full."""
 
 _Item = TypeVar("_Item")
 
@@ -67,6 +73,8 @@ class DockerRunner:
     """Runs containers on the engine at ``engine_url``; its folders must be this host's (see ``host_paths``)."""
 
     silence: RegistrySilence
+    disk_reserve_bytes: int = 0
+    """What a container has to leave free where the engine keeps its containers."""
     engine_url: str = DEFAULT_ENGINE_URL
 
     def run(
@@ -76,6 +84,7 @@ class DockerRunner:
         on_line: Callable[[str], None],
         on_notice: Callable[[str], None],
         is_halted: Callable[[], bool] = lambda: False,
+        watch: Callable[[], None] = lambda: None,
     ) -> ContainerResult:
         """Run a container and return how it ended; see ``ContainerRunner`` for what is promised."""
         with self._engine() as client:
@@ -92,14 +101,16 @@ class DockerRunner:
                         engine_version=engine_version,
                         on_line=on_line,
                         is_halted=is_halted,
+                        watch=watch,
                     )
-            except ModelTimedOutError:
-                raise
+            except (ModelTimedOutError, DiskFilledError):
+                raise  # it is killed by its removal: nobody waits for what it does when it is asked to end
             except BaseException:
                 # A cancelled run arrives here as an exception that a signal handler raised: the model may end properly.
                 self._stop(spec.name)
                 raise
             finally:
+                self._take_over(client, spec)
                 self._remove(spec.name)
 
     def find_all(self, *, label: str, value: str) -> tuple[Mapping[str, str], ...]:
@@ -174,13 +185,19 @@ class DockerRunner:
         platform = spec.options.get("platform")
         # A thread, because the engine says nothing, not even a header, until the registry has answered.
         threading.Thread(target=self._pull_events, args=(spec.image, platform, events), daemon=True).start()
+
+        def look() -> None:
+            if is_halted():
+                raise RunHaltedError
+
         patience_seconds = _FIRST_WORD_SECONDS_IF_PRESENT if is_present else _FIRST_WORD_SECONDS
         while True:
             try:
-                event = _get(events, patience_seconds, is_halted)
+                event = _get(events, patience_seconds, look)
             except queue.Empty:
                 self.silence.remember(spec.image)
                 return f"its registry did not answer within {patience_seconds:g} seconds"
+            look()
             if event is None:
                 return None
             if isinstance(event, Exception):
@@ -228,6 +245,7 @@ class DockerRunner:
         engine_version: str,
         on_line: Callable[[str], None],
         is_halted: Callable[[], bool],
+        watch: Callable[[], None],
     ) -> ContainerResult:
         # Attached before the start: not a line of a short-lived container is lost, whatever the log driver keeps.
         stream = client.api.attach(spec.name, stdout=True, stderr=True, stream=True, demux=True)
@@ -241,12 +259,26 @@ class DockerRunner:
             memory = _PeakMemory()
             threading.Thread(target=memory.watch, args=(client, spec.name), daemon=True).start()
             deadline = clock + spec.timeout_seconds
+            storage = self._storage(client)
+            if shortage := storage.shortage():  # after milliseconds: it was so before
+                raise NoSpaceError(f"it is not run, since {shortage}")
+
+            def look() -> None:
+                if is_halted():
+                    raise RunHaltedError
+                watch()
+                if shortage := storage.shortage():
+                    raise DiskFilledError(shortage)
+
             log = LogLines()
-            while (chunk := _next(chunks, deadline, spec, is_halted)) is not None:
+            while (chunk := _next(chunks, deadline, spec, look)) is not None:
+                look()
                 for number, data in enumerate(chunk):
                     for line in log.feed(data or b"", stream=number):
                         on_line(line)
-            exit_code = _exit_code(client, spec, deadline)
+            exit_code = _exit_code(client, spec, deadline, look)
+            if exit_code != 0:
+                look()  # it may have ended because a disk was full, between two looks
             duration_seconds = time.monotonic() - clock
             for line in log.end():
                 on_line(line)
@@ -261,6 +293,28 @@ class DockerRunner:
             engine_version=engine_version,
             peak_memory_bytes=memory.peak_bytes,
         )
+
+    def _take_over(self, client: docker.DockerClient, spec: ContainerSpec) -> None:
+        """Make what the container wrote this process's own, where that is not root: to be read, and to be removed.
+
+        Where it cannot be done, who reads it or removes it says so.
+        """
+        user = os.geteuid()
+        if user == 0:
+            return
+        with suppress(DockerException, OSError):
+            with suppress(APIError):  # it has ended, as a rule
+                client.api.kill(spec.name)
+            client.api.wait(spec.name, timeout=_REMOVAL_SECONDS)
+            for mount in spec.mounts:
+                if not mount.read_only:
+                    _hand_over(client, spec.name, mount, user=user)
+
+    def _storage(self, client: docker.DockerClient) -> DiskReserve:
+        """Return what is to stay free where the engine keeps containers, as far as this process sees that place."""
+        is_here = self.disk_reserve_bytes and self.engine_url.startswith("unix:")
+        folder = Path(str(client.info().get("DockerRootDir") or "") if is_here else "")
+        return DiskReserve(folder=folder, reserve_bytes=self.disk_reserve_bytes if folder.is_absolute() else 0)
 
     def _stop(self, name: str) -> None:
         with self._engine() as client, suppress(NotFound, APIError):
@@ -301,6 +355,19 @@ class _PeakMemory:
 def engine_url() -> str:
     """Return where the Docker engine of this environment listens: ``DOCKER_HOST``, or the local socket."""
     return os.environ.get("DOCKER_HOST") or DEFAULT_ENGINE_URL
+
+
+def _hand_over(client: docker.DockerClient, name: str, mount: BindMount, *, user: int) -> None:
+    before = None
+    # Each time a folder may be seen into that could not be before.
+    while (found := strangers(mount.source, user=user)) and found != before:
+        names_folder = f"names-{uuid.uuid4().hex}"
+        archive = handing_over(found, user=user, group=os.getegid(), names_folder=names_folder)
+        try:
+            client.api.put_archive(name, mount.target, archive)
+        finally:
+            remove_tree(mount.source / names_folder)
+        before = found
 
 
 def _device_request(gpu_ids: tuple[str, ...], engine_info: Mapping[str, Any]) -> DeviceRequest:
@@ -358,30 +425,45 @@ def _put(chunks: queue.Queue[_Chunk], chunk: _Chunk, abandoned: threading.Event)
     return False
 
 
-def _next(chunks: queue.Queue[_Chunk], deadline: float, spec: ContainerSpec, is_halted: Callable[[], bool]) -> _Chunk:
+def _next(chunks: queue.Queue[_Chunk], deadline: float, spec: ContainerSpec, look: Callable[[], None]) -> _Chunk:
     with suppress(queue.Empty):
-        return _get(chunks, deadline - time.monotonic(), is_halted)
+        return _get(chunks, deadline - time.monotonic(), look)
     raise _timed_out(spec)
 
 
-def _get(items: queue.Queue[_Item], seconds: float, is_halted: Callable[[], bool]) -> _Item:
-    """Return the next item. Raises ``queue.Empty`` after ``seconds``, and ``RunHaltedError``."""
+def _get(items: queue.Queue[_Item], seconds: float, look: Callable[[], None]) -> _Item:
+    """Return the next item. Raises ``queue.Empty`` after ``seconds``, and what ``look`` raises while none comes."""
     deadline = time.monotonic() + seconds
     while (remaining_seconds := deadline - time.monotonic()) > 0:
-        if is_halted():
-            raise RunHaltedError
         with suppress(queue.Empty):
             return items.get(timeout=min(remaining_seconds, _LOOK_SECONDS))
+        look()
     raise queue.Empty
 
 
-def _exit_code(client: docker.DockerClient, spec: ContainerSpec, deadline: float) -> int:
+def _exit_code(client: docker.DockerClient, spec: ContainerSpec, deadline: float, look: Callable[[], None]) -> int:
+    # It ends at once, as a rule. One that closed its log and goes on is still looked after.
+    ended: queue.Queue[int | Exception] = queue.Queue()
+    threading.Thread(target=_await_end, args=(client, spec, deadline, ended), daemon=True).start()
     try:
-        return int(client.api.wait(spec.name, timeout=max(0.1, deadline - time.monotonic()))["StatusCode"])
-    except _UNREACHABLE as error:
-        if time.monotonic() >= deadline:
-            raise _timed_out(spec) from error
-        raise
+        end = _get(ended, max(0.1, deadline - time.monotonic()) + _LOOK_SECONDS, look)
+    except queue.Empty:
+        raise _timed_out(spec) from None
+    if isinstance(end, _UNREACHABLE) and time.monotonic() >= deadline:
+        raise _timed_out(spec) from end
+    if isinstance(end, Exception):
+        raise end
+    return end
+
+
+def _await_end(
+    client: docker.DockerClient, spec: ContainerSpec, deadline: float, ended: queue.Queue[int | Exception]
+) -> None:
+    try:
+        found = client.api.wait(spec.name, timeout=max(0.1, deadline - time.monotonic()))
+        ended.put(int(found["StatusCode"]))
+    except Exception as error:  # noqa: BLE001 - the outer edge of a thread: whoever waits has to be told
+        ended.put(error)
 
 
 def _timed_out(spec: ContainerSpec) -> ModelTimedOutError:

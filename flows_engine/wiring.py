@@ -20,6 +20,7 @@ from flows_engine.definition.schema import FlowDefinition, Node
 from flows_engine.definition.step_graph import STUDY
 from flows_engine.deliver import DeliveryResult, deliver
 from flows_engine.destinations.dicom_node import DicomNode
+from flows_engine.disk_reserve import DiskReserve
 from flows_engine.docker_runner import DockerRunner, engine_url
 from flows_engine.errors import EngineError, WorkspaceError
 from flows_engine.handoff.run_claim import RunClaimedError, claim
@@ -211,7 +212,9 @@ def build_engine(settings: SiteSettings) -> Engine:
     data_dir = settings.data_dir.resolve()
     return Engine(
         runner=DockerRunner(
-            engine_url=engine_url(), silence=RegistrySilence(folder=data_dir / "locks" / "silent-registries")
+            engine_url=engine_url(),
+            disk_reserve_bytes=settings.disk_reserve_bytes,
+            silence=RegistrySilence(folder=data_dir / "locks" / "silent-registries"),
         ),
         store=StudyStore(data_dir / "studies"),
         runs=data_dir / "runs",
@@ -221,7 +224,9 @@ def build_engine(settings: SiteSettings) -> Engine:
             gpu_wait_seconds=_GPU_WAIT_SECONDS,
             branch_slots=settings.cpu_slots,
             branch_folder=data_dir / "locks",
+            disk=DiskReserve(folder=data_dir, reserve_bytes=settings.disk_reserve_bytes),
             default_mem_limit=settings.default_mem_limit,
+            docker_kwargs_allowed=settings.docker_kwargs_allowed,
             static_mounts=StaticMounts(static_dir=settings.static_dir, cache=data_dir / "static-cache"),
         ),
         calling_ae_title=settings.ae_title,

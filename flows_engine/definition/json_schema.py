@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from flows_engine.definition.allowable_kwargs import ALLOWABLE, SETTING
 from flows_engine.definition.schema import FlowDefinition
 
 SCHEMA_FILE: Final = Path("flow_definitions") / "flow.schema.json"
@@ -41,6 +42,11 @@ def flow_schema() -> dict[str, Any]:
     model = schema["$defs"]["Model"]["properties"]
     model["static_mount"] = model["static_mounts"]["items"]
     environment = schema["$defs"]["DockerKwargs"]["properties"]["environment"]
+    for name in ALLOWABLE:
+        field = schema["$defs"]["DockerKwargs"]["properties"][name]
+        for kind in [kind for kind in field["anyOf"] if kind.get("type") == "array"]:
+            field["anyOf"].append(kind["items"])
+        field["description"] = f"Only where the site allows it, by {SETTING}."
     listed = {"type": "array", "items": {"type": "string", "pattern": "="}}
     schema["$defs"]["DockerKwargs"]["properties"]["environment"] = {"anyOf": [environment, listed]}
     return schema

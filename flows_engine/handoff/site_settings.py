@@ -16,10 +16,11 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, AliasGenerator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from flows_engine.definition.docker_kwargs import Size
+from flows_engine.definition.docker_kwargs import allowable
 from flows_engine.definition.errors import DefinitionError
 from flows_engine.definition.loading import read_yaml_mapping
 from flows_engine.definition.schema import AETitle, kind_of_gpu
+from flows_engine.definition.text_forms import Size
 from flows_engine.definition.trigger_key import parse_keyword
 from flows_engine.definition.wording import reason
 
@@ -57,6 +58,10 @@ def _texts(value: object) -> list[str]:
 
 def _keywords(value: object) -> list[str]:
     return [parse_keyword(word) for word in _texts(value)]
+
+
+def _docker_kwargs(value: object) -> list[str]:
+    return list(dict.fromkeys(allowable(word) for word in _texts(value)))
 
 
 def _gpu_ids(value: object) -> list[str]:
@@ -149,7 +154,12 @@ class SiteSettings(BaseModel):
     default_mem_limit: Size | None = None
     """The memory that a container may take where its flow says nothing, like 8g. Default: all that the host has."""
     disk_reserve_bytes: int = Field(default=2**30, ge=0)
-    """How many bytes of the file system of ``DATA_DIR`` are to stay free; 0: none."""
+    """How many bytes of the file system of ``DATA_DIR`` are to stay free; 0: none.
+
+    Senders are told to wait while there is less. A model that leaves less is killed, and its run fails; none starts
+    where less is left already. The disk on which the Docker engine keeps its containers is watched by the same measure
+    while models run.
+    """
     disk_watermark_percent: Annotated[float, Field(gt=0, le=100)] = 100.0
     """How much of that file system may be in use before senders are told to wait. Default: all but the reserve."""
     group_by: Literal["association", "study", "patient"] = "association"
@@ -169,6 +179,9 @@ class SiteSettings(BaseModel):
     """How many processes share the associations."""
     c_store_path: Literal["fast", "stock"] = "fast"
     """Who receives the objects: the gateway's own path, or pynetdicom's, which is many times slower."""
+    docker_kwargs_allowed: Annotated[tuple[str, ...], BeforeValidator(_docker_kwargs)] = ()
+    """Names of arguments of docker-py's ``containers.create`` that flows may use beyond those that all may, like
+    ``cap_add``. Asked where a flow is read, and again by the worker on whose host it runs."""
     incomplete: Literal["hold", "process"] = "hold"
     """What becomes of a study whose last association did not end by a release, once it has waited."""
     send_retry_delays_seconds: Annotated[tuple[Seconds, ...], BeforeValidator(_words), Field(max_length=50)] = (

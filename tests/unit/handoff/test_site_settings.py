@@ -259,3 +259,25 @@ def test_studies_are_grouped_as_a_site_wants(group_by: str) -> None:
 def test_peers_may_stand_in_a_list_or_in_one_text() -> None:
     for written in ("CT1 10.0.0.0/8", '["CT1", "10.0.0.0/8"]'):
         assert load_site_settings({"ALLOWED_PEERS": written}).settings.allowed_peers == ("CT1", "10.0.0.0/8")
+
+
+@pytest.mark.parametrize("written", ["cap_add, init", "cap_add init cap_add", '["cap_add", "init"]'])
+def test_arguments_of_docker_that_flows_may_use_have_several_spellings(load: Load, written: str) -> None:
+    settings = load(DOCKER_KWARGS_ALLOWED=written).settings
+
+    assert settings.docker_kwargs_allowed == ("cap_add", "init")
+    assert SiteSettings.model_validate(settings.as_environment()).docker_kwargs_allowed == ("cap_add", "init")
+    assert load("DOCKER_KWARGS_ALLOWED: [cap_add, init]\n").settings.docker_kwargs_allowed == ("cap_add", "init")
+    assert load("DOCKER_KWARGS_ALLOWED: []\n").settings.docker_kwargs_allowed == ()
+
+
+def test_an_argument_of_docker_that_no_site_may_allow_is_told_with_the_reason(load: Load) -> None:
+    (never,) = problems(load, "AE_PORT: 1\nDOCKER_KWARGS_ALLOWED: [cap_add, mounts]\n")
+    assert never.partition("a.yaml:2: ")[2].startswith(
+        "DOCKER_KWARGS_ALLOWED: mounts can never be allowed: a container sees its input, its output"
+    )
+    (unknown,) = problems(load, DOCKER_KWARGS_ALLOWED="cap_ad")
+    assert unknown.endswith(
+        "environment: DOCKER_KWARGS_ALLOWED: 'cap_ad' is no argument of docker-py's containers.create"
+        " (did you mean cap_add?)"
+    )
