@@ -12,7 +12,7 @@ from typing import Final
 from dicom_gateway.dimse_command import StoreRequest
 from dicom_gateway.errors import InstanceRefusedError, SpoolFullError
 from dicom_gateway.reception import IncomingInstance, ReceivedInstance, Reception
-from dicom_gateway.uid import is_uid, sent_uid
+from dicom_gateway.uid import is_uid, sent_sop_class_uid, sent_uid
 
 _log = logging.getLogger(__name__)
 
@@ -34,9 +34,10 @@ class AssociationStore:
     def begin(self, request: StoreRequest, context_id: int) -> ArrivingInstance:
         """Take a request whose data set comes in fragments."""
         try:
-            sop_class_uid, sop_instance_uid = (
-                _uid(sent_uid(sent)) for sent in (request.sop_class_uid, request.sop_instance_uid)
-            )
+            sop_class_uid = sent_sop_class_uid(request.sop_class_uid)
+            sop_instance_uid = sent_uid(request.sop_instance_uid)
+            if sop_class_uid is None or sop_instance_uid is None:
+                return ArrivingInstance(None, status=refused(_not_a_uid()))
             incoming = self._reception_now().begin(
                 sop_class_uid=sop_class_uid,
                 sop_instance_uid=sop_instance_uid,
@@ -138,6 +139,10 @@ def refused(error: Exception) -> int:
 
 def _uid(text: str | None) -> str:
     if text is None or not is_uid(text):
-        reason = "the SOP Instance UID or SOP Class UID of the command is not a UID"
-        raise InstanceRefusedError(reason, status=DATA_SET_DOES_NOT_MATCH)
+        raise _not_a_uid()
     return text
+
+
+def _not_a_uid() -> InstanceRefusedError:
+    reason = "the SOP Instance UID or SOP Class UID of the command is not a UID"
+    return InstanceRefusedError(reason, status=DATA_SET_DOES_NOT_MATCH)

@@ -10,7 +10,7 @@ from typing import Final
 from dicom_gateway.completeness import Waiting
 from dicom_gateway.data_dir_lock import DataDirLock
 from dicom_gateway.disk_room import DiskRoom
-from dicom_gateway.durable_files import PRIVATE_FOLDER
+from dicom_gateway.durable_files import PRIVATE_FOLDER, spread_folders
 from dicom_gateway.errors import StartError
 from dicom_gateway.intake import Intake
 from dicom_gateway.interfaces import Definitions, RunTrigger
@@ -186,6 +186,7 @@ def _make_folders(data_dir: Path) -> tuple[Path, Path]:
         data_dir.mkdir(parents=True, exist_ok=True)
         for folder in (spool_root, store_root):
             folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+        spread_folders(spool_root)
     except OSError as error:
         raise StartError(f"DATA_DIR: {data_dir} cannot be used: {error.strerror}") from error
     return spool_root, store_root
