@@ -23,6 +23,8 @@ from typing import Final
 from dicom_gateway.errors import StartError
 from dicom_gateway.process_channel import Message, ProcessChannel
 from dicom_gateway.reception import Durability
+from dicom_gateway.tally import Tally
+from dicom_gateway.telling_counts import TALLY_KIND, take_counts
 
 _log = logging.getLogger(__name__)
 
@@ -55,12 +57,17 @@ class Receiver:
     """The storage SCP. ``start`` and ``stop`` are called once each.
 
     ``on_ended`` is called with the id of a reception and whether its sender said that it was complete, once nothing
-    more will come into it; from several threads.
+    more will come into it; from several threads. What its processes count is added to ``tally``.
     """
 
-    def __init__(self, settings: ReceiverSettings, *, on_ended: Callable[[str, bool], None]) -> None:
+    def __init__(
+        self, settings: ReceiverSettings, *, on_ended: Callable[[str, bool], None], tally: Tally | None = None
+    ) -> None:
         self._settings = settings
         self._on_ended = on_ended
+        self._tally = tally or Tally()
+        self.restart_count = 0
+        """How many processes were started in place of one that died."""
         self._listening: socket.socket | None = None
         self._processes: list[_Process] = []
         self._threads: list[threading.Thread] = []
@@ -78,12 +85,22 @@ class Receiver:
         """How many connections are served at this moment."""
         return sum(len(process.connections) for process in self._processes)
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether a connection would be accepted, and served."""
+        return (
+            bool(self._threads)
+            and not self._stopping.is_set()
+            and self._threads[0].is_alive()
+            and any(process.is_alive for process in self._processes)
+        )
+
     def start(self) -> None:
         """Begin to listen. Raises ``StartError`` where the address cannot be had."""
         settings = self._settings
         self._listening = _listen(settings.hostname, settings.port)
         try:
-            self._processes = [_Process(settings, on_ended=self._on_ended) for _ in range(settings.processes)]
+            self._processes = [self._new_process() for _ in range(settings.processes)]
             deadline = time.monotonic() + _START_SECONDS
             for process in self._processes:
                 process.wait_until_ready(deadline=deadline)
@@ -153,14 +170,19 @@ class Receiver:
             self._stopping.wait(_PAUSE_BEFORE_RESTART_SECONDS)
             if self._stopping.is_set():
                 return
-            self._processes[place] = _Process(self._settings, on_ended=self._on_ended)
+            self._processes[place] = self._new_process()
+            self.restart_count += 1
+
+    def _new_process(self) -> _Process:
+        return _Process(self._settings, on_ended=self._on_ended, tally=self._tally)
 
 
 class _Process:
     """A receiving process, and what is known of it."""
 
-    def __init__(self, settings: ReceiverSettings, *, on_ended: Callable[[str, bool], None]) -> None:
+    def __init__(self, settings: ReceiverSettings, *, on_ended: Callable[[str, bool], None], tally: Tally) -> None:
         self._on_ended = on_ended
+        self._tally = tally
         self._receptions: set[str] = set()
         self._numbers = 0
         self._lock = threading.Lock()
@@ -188,6 +210,11 @@ class _Process:
     def pid(self) -> int:
         """The process's number."""
         return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.poll() is None
 
     def wait_until_ready(self, *, deadline: float) -> None:
         """Wait until it serves. Raises ``StartError`` where it does not."""
@@ -254,6 +281,8 @@ class _Process:
         elif message.kind == "closed":
             with self._lock:
                 self.connections.discard(values["number"])
+        elif message.kind == TALLY_KIND:
+            take_counts(values, self._tally)
         elif message.kind == "log":
             logger = logging.getLogger(values["name"])
             if logger.isEnabledFor(values["level"]):

@@ -22,6 +22,8 @@ from dicom_gateway.process_channel import ProcessChannel
 from dicom_gateway.reception import Reception
 from dicom_gateway.serving import Serving
 from dicom_gateway.spool import Spool
+from dicom_gateway.tally import Tally
+from dicom_gateway.telling_counts import TellingCounts
 from flows_engine.handoff.run_request import Sender
 
 _LONGEST_LOG_LINE: Final = 4000
@@ -71,14 +73,20 @@ def main(descriptor: int) -> None:
     logging.basicConfig(level=values["log_level"], handlers=[_ToTheGateway(channel)])
     configure_pynetdicom_logging(values["pynetdicom_log_level"])
     spool = Spool(Path(values["spool"]), durability=values["durability"])
-    serving = Serving(make_entity(values["ae_title"]), _Receptions(spool, channel), is_fast=values["is_fast"])
+    tally = Tally()
+    counts = TellingCounts(tally, channel)
+    serving = Serving(
+        make_entity(values["ae_title"]), _Receptions(spool, channel), is_fast=values["is_fast"], tally=tally
+    )
     channel.send("ready")
-    _serve(channel, serving)
+    counts.start()
+    _serve(channel, serving, counts)
+    counts.tell()
     # At once, whatever threads there are: all that was acknowledged is on disk. Another gateway may be waiting.
     os._exit(0)
 
 
-def _serve(channel: ProcessChannel, serving: Serving) -> None:
+def _serve(channel: ProcessChannel, serving: Serving, counts: TellingCounts) -> None:
     while (message := channel.receive()) is not None:
         if message.kind == "stop":
             serving.stop(grace_seconds=float(message.values["grace_seconds"]))
@@ -87,8 +95,13 @@ def _serve(channel: ProcessChannel, serving: Serving) -> None:
             serving.serve(
                 socket.socket(fileno=message.descriptor),
                 is_secure=message.values["is_secure"],
-                on_end=partial(channel.send, "closed", number=message.values["number"]),
+                on_end=partial(_closed, channel, counts, number=message.values["number"]),
             )
+
+
+def _closed(channel: ProcessChannel, counts: TellingCounts, *, number: int) -> None:
+    counts.tell()
+    channel.send("closed", number=number)
 
 
 if __name__ == "__main__":

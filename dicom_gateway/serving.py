@@ -21,6 +21,7 @@ from dicom_gateway.entity import NEGOTIATION_SECONDS, SILENCE_SECONDS, UNFINISHE
 from dicom_gateway.fast_store import FastStore, Patience
 from dicom_gateway.reception import Reception
 from dicom_gateway.takeover import StoreAssociation, accept_association, transfer_syntaxes
+from dicom_gateway.tally import Tally
 from flows_engine.handoff.run_request import Sender
 
 _log = logging.getLogger(__name__)
@@ -56,12 +57,14 @@ class Serving:
         *,
         tls: ssl.SSLContext | None = None,
         is_fast: bool = True,
+        tally: Tally | None = None,
     ) -> None:
         self._entity = entity
         self._contexts = list(entity.supported_contexts)
         self._receptions = receptions
         self._tls = tls
         self._is_fast = is_fast
+        self._tally = tally or Tally()
         self._lock = threading.Lock()
         self._open: dict[threading.Thread, _Connection] = {}
         self._stopping = False
@@ -120,10 +123,13 @@ class _Connection:
         try:
             _set_up(self._connection)
             if self._is_secure and not self._shake_hands():
+                self._serving._tally.refused("handshake")
                 return
             request = self._request()
             if request is not None:
                 self._serve(request)
+            else:
+                self._serving._tally.refused("no-request")
         finally:
             with suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)
@@ -193,18 +199,21 @@ class _Connection:
             opened.append(reception)
             return reception
 
-        store = AssociationStore(open_reception)
+        store = AssociationStore(open_reception, stored_whole=serving._tally.answered)
         handlers.bind(association, store)
         association.take(make_path=lambda _: self._path(association, store), before_release=store.seal)
         self._association = association
         association.start()
         association.join()
         store.close()
+        if association.is_rejected:
+            serving._tally.refused("negotiation")
         for reception in opened:
             serving._receptions.ended(reception.id, complete=association.is_released)
 
     def _path(self, association: StoreAssociation, store: AssociationStore) -> FastStore | None:
         store.transfer_syntaxes = transfer_syntaxes(association)
+        self._serving._tally.accepted()
         if not self._serving._is_fast:
             return None
         return FastStore(
@@ -213,6 +222,7 @@ class _Connection:
             begin=store.begin,
             is_ended=lambda: association.is_over,
             patience=_PATIENCE,
+            answered=self._serving._tally.answered,
         )
 
 

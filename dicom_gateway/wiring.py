@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,9 +14,13 @@ from dicom_gateway.intake import Intake
 from dicom_gateway.interfaces import Definitions, RunTrigger
 from dicom_gateway.layout import Layout
 from dicom_gateway.ledger import Ledger
+from dicom_gateway.metrics import GatewayMetrics
 from dicom_gateway.outbox import Outbox
+from dicom_gateway.readiness import Readiness
 from dicom_gateway.receiver import Receiver, ReceiverSettings
+from dicom_gateway.seeing_door import SeeingDoor
 from dicom_gateway.spool import Spool
+from dicom_gateway.tally import Tally
 from dicom_gateway.uid_filling import UidFilling
 from dicom_gateway.uid_key import make_uid_key
 from flows_engine.handoff.site_settings import SiteSettings
@@ -29,12 +34,20 @@ class Gateway:
     """A gateway that can be started and stopped once each."""
 
     def __init__(
-        self, *, lock: DataDirLock, receiver: Receiver, intake: Intake, ledger: Ledger, uid_filling: UidFilling
+        self,
+        *,
+        lock: DataDirLock,
+        receiver: Receiver,
+        intake: Intake,
+        ledger: Ledger,
+        uid_filling: UidFilling,
+        seeing_door: SeeingDoor | None,
     ) -> None:
         self._lock = lock
         self._receiver = receiver
         self._intake = intake
         self._uid_filling = uid_filling
+        self._seeing_door = seeing_door
         self.ledger = ledger
 
     @property
@@ -42,10 +55,18 @@ class Gateway:
         """The port that is listened on. Only after ``start``."""
         return self._receiver.port
 
+    @property
+    def metrics_port(self) -> int | None:
+        """The port of ``/healthz``, ``/readyz`` and ``/metrics``, None where they are off. Only after ``start``."""
+        return None if self._seeing_door is None else self._seeing_door.port
+
     def start(self) -> None:
         """Carry on with what an earlier gateway left, then listen. Raises ``StartError``, and then nothing runs."""
-        self._intake.start()
         try:
+            # First: to carry on may take a while, and whoever asks hears meanwhile that nothing is received yet.
+            if self._seeing_door is not None:
+                self._seeing_door.start()
+            self._intake.start()
             self._receiver.start()
         except StartError:
             self._close()
@@ -60,6 +81,8 @@ class Gateway:
     def _close(self) -> None:
         self._intake.stop()
         self._uid_filling.stop()
+        if self._seeing_door is not None:
+            self._seeing_door.stop()
         self.ledger.close()
         self._lock.release()
 
@@ -89,6 +112,7 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
         uid_key=uid_key,
         hold_incomplete=settings.incomplete == "hold",
     )
+    tally = Tally()
     receiver = Receiver(
         ReceiverSettings(
             ae_title=settings.ae_title,
@@ -103,9 +127,37 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
             lock=lock.descriptor,
         ),
         on_ended=lambda reception_id, complete: intake.finish(reception_id, complete=complete),
+        tally=tally,
     )
     uid_filling = UidFilling(ledger=ledger, store=store, uid_key=uid_key)
-    return Gateway(lock=lock, receiver=receiver, intake=intake, ledger=ledger, uid_filling=uid_filling)
+    return Gateway(
+        lock=lock,
+        receiver=receiver,
+        intake=intake,
+        ledger=ledger,
+        uid_filling=uid_filling,
+        seeing_door=_seeing_door(settings, receiver=receiver, tallies={"dicom": tally}),
+    )
+
+
+def _seeing_door(settings: SiteSettings, *, receiver: Receiver, tallies: Mapping[str, Tally]) -> SeeingDoor | None:
+    if settings.metrics_port is None:
+        return None
+    ledger, spool = settings.data_dir / LEDGER_NAME, settings.data_dir / "spool"
+    return SeeingDoor(
+        hostname=settings.metrics_hostname,
+        port=settings.metrics_port,
+        reasons_against=Readiness(
+            is_listening=lambda: receiver.is_listening, spool=spool, ledger=ledger
+        ).reasons_against,
+        metrics=GatewayMetrics(
+            tallies=tallies,
+            open_connections=lambda: receiver.open_connections,
+            restart_count=lambda: receiver.restart_count,
+            ledger=ledger,
+            data_dir=settings.data_dir,
+        ),
+    )
 
 
 def open_ledger(data_dir: Path) -> Ledger:

@@ -149,6 +149,9 @@ class SiteSettings(BaseModel):
     """Who receives the objects: the gateway's own path, or pynetdicom's, which is many times slower."""
     incomplete: Literal["hold", "process"] = "hold"
     """What becomes of a study whose association did not end by a release."""
+    metrics_hostname: str = "localhost"
+    metrics_port: Annotated[int | None, BeforeValidator(_none_if_empty)] = Field(default=None, ge=0, le=65535)
+    """Where ``/healthz``, ``/readyz`` and ``/metrics`` are answered. Default: nowhere."""
     send_retry_delays_seconds: Annotated[tuple[Seconds, ...], BeforeValidator(_words), Field(max_length=50)] = (
         5.0,
         30.0,
