@@ -6,6 +6,7 @@ copied that is not kept, and nothing is decoded until somebody asks for it.
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 import zlib
@@ -51,6 +52,10 @@ _SEARCHABLE: Final = _TEXT | _PLAIN_TEXT | frozenset(_NUMBER_FORMAT) | {"AT"}
 _BACKSLASH: Final = 0x5C
 _VR: Final = re.compile(rb"[A-Z]{2}\Z")
 _PRINTABLE: Final = re.compile(rb"[ -~]+\0?\Z")
+
+
+Content = bytes | mmap.mmap
+"""What is read may be in memory, or a file that is mapped there, of which only what is looked at is read."""
 
 
 class UnreadableError(ValueError):
@@ -100,14 +105,19 @@ def read_header(data_set: bytes, *, transfer_syntax_uid: str) -> Header:
     little endian (PS3.5 A.4), unless the bytes say otherwise. Raises ``UnreadableError`` where an element, an item or a
     fragment reaches beyond the end, and where there is nothing at all.
     """
+    return _read_from(data_set, 0, transfer_syntax_uid=transfer_syntax_uid)
+
+
+def _read_from(data: Content, start: int, *, transfer_syntax_uid: str) -> Header:
+    """Return what can be searched in the data set that begins at ``start``, of which no copy is made."""
     if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
-        data_set = _inflated(data_set)
-    if not data_set:
+        data, start = _inflated(data[start:]), 0
+    if start >= len(data):
         raise UnreadableError("the data set is empty")
     little_endian = transfer_syntax_uid != ExplicitVRBigEndian
-    walk = _Walk(data_set, little_endian=little_endian)
-    explicit = _looks_explicit(data_set) or (
-        transfer_syntax_uid != ImplicitVRLittleEndian and _VR.match(data_set[4:6]) is not None
+    walk = _Walk(data, start=start, little_endian=little_endian)
+    explicit = _looks_explicit(data[start : start + 8], size_bytes=len(data) - start) or (
+        transfer_syntax_uid != ImplicitVRLittleEndian and _VR.match(data[start + 4 : start + 6]) is not None
     )
     elements = {TRANSFER_SYNTAX_UID: Element("UI", transfer_syntax_uid.encode("ascii", "replace"))}
     left_out_count = 0
@@ -127,18 +137,18 @@ def read_header(data_set: bytes, *, transfer_syntax_uid: str) -> Header:
     return Header(elements=elements, little_endian=little_endian, left_out_count=left_out_count)
 
 
-def read_file_header(file: bytes) -> Header:
+def read_file_header(file: Content) -> Header:
     """Return what can be searched in a file that the gateway wrote (PS3.10 7.1). Raises ``UnreadableError``."""
     if file[128:132] != b"DICM" or file[132:140] != b"\x02\0\0\0UL\x04\0":
         raise UnreadableError("the file does not begin as a DICOM file")
-    (meta_length,) = struct.unpack_from("<L", file.ljust(144, b"\0"), 140)
+    (meta_length,) = struct.unpack_from("<L", file[:144].ljust(144, b"\0"), 140)
     meta = file[132 : 144 + meta_length]
     try:
-        elements = {tag: raw for tag, _, raw in _Walk(meta, little_endian=True).top_level(explicit=True)}
+        elements = {tag: raw for tag, _, raw in _Walk(meta, start=0, little_endian=True).top_level(explicit=True)}
     except struct.error:
         raise UnreadableError("the file ends inside its meta information") from None
     transfer_syntax_uid = elements.get(TRANSFER_SYNTAX_UID, b"").decode("ascii", "replace").strip(" \0")
-    return read_header(file[144 + meta_length :], transfer_syntax_uid=transfer_syntax_uid)
+    return _read_from(file, 144 + meta_length, transfer_syntax_uid=transfer_syntax_uid)
 
 
 def decode(element: Element, *, character_sets: bytes, little_endian: bool) -> tuple[str, ...]:
@@ -225,19 +235,20 @@ def _inflated(deflated: bytes) -> bytes:
     return plain
 
 
-def _looks_explicit(data_set: bytes) -> bool:
+def _looks_explicit(beginning: bytes, *, size_bytes: int) -> bool:
     """Tell whether a data set that was announced as implicit VR is explicit all the same, as some senders write it."""
-    if data_set[4:6] not in _SHORT_LENGTH:
+    if beginning[4:6] not in _SHORT_LENGTH:
         return False
-    (length_if_implicit,) = struct.unpack_from("<L", data_set.ljust(8, b"\0"), 4)
-    return bool(length_if_implicit > len(data_set))
+    (length_if_implicit,) = struct.unpack_from("<L", beginning.ljust(8, b"\0"), 4)
+    return bool(length_if_implicit > size_bytes)
 
 
 class _Walk:
     """Steps through an encoded data set, and insists that everything in it lies within it."""
 
-    def __init__(self, data: bytes, *, little_endian: bool) -> None:
+    def __init__(self, data: Content, *, start: int, little_endian: bool) -> None:
         self._data = data
+        self._start = start
         self._end = len(data)
         order = "<" if little_endian else ">"
         self._tag_at = struct.Struct(order + "HH").unpack_from
@@ -246,9 +257,9 @@ class _Walk:
 
     def top_level(self, *, explicit: bool) -> Iterator[tuple[int, str, bytes]]:
         """Yield tag, value representation and encoded value of the searchable elements."""
-        at = 0
+        at = self._start
         while at < self._end:
-            if at and self._end - at < 8 and not any(self._data[at:]):
+            if at > self._start and self._end - at < 8 and not any(self._data[at:]):
                 return  # a few zero bytes of padding are no element
             tag, vr, length, start = self._head(at, explicit=explicit)
             at = self._after_value(vr, length, start, explicit=explicit, depth=0)
@@ -273,7 +284,9 @@ class _Walk:
         if length != _UNDEFINED:
             if start + length > self._end:
                 beyond = start + length - self._end
-                raise UnreadableError(f"the element at byte {start} reaches {beyond} bytes beyond the end")
+                raise UnreadableError(
+                    f"the element at byte {start - self._start} reaches {beyond} bytes beyond the end"
+                )
             return start + length
         # PS3.5 6.2.2, note 2: an unknown VR of undefined length is a sequence encoded as implicit VR.
         return self._after_items(start, explicit=explicit and vr != "UN", depth=depth + 1)
@@ -286,7 +299,7 @@ class _Walk:
             if tag == _SEQUENCE_END:
                 return at
             if tag != _ITEM:
-                raise UnreadableError(f"there is no item where one should be, at byte {at - 8}")
+                raise UnreadableError(f"there is no item where one should be, at byte {at - 8 - self._start}")
             if length != _UNDEFINED:
                 at += length
                 if at > self._end:

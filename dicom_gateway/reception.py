@@ -28,6 +28,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 
 from dicom_gateway import durable_files
 from dicom_gateway.errors import InstanceRefusedError, SpoolFullError
+from dicom_gateway.file_content import file_content
 from dicom_gateway.file_meta import file_meta
 from dicom_gateway.header import UnreadableError, read_file_header
 from flows_engine.handoff.run_request import Sender
@@ -250,18 +251,16 @@ class IncomingInstance:
             raise InstanceRefusedError("the data set cannot be read: it is empty", status=0xC000)
         deflated = self._transfer_syntax_uid == DeflatedExplicitVRLittleEndian
         try:
-            with _ONE_INFLATED_AT_A_TIME if deflated else nullcontext():
-                header = read_file_header(self._content())
+            with (
+                _ONE_INFLATED_AT_A_TIME if deflated else nullcontext(),
+                file_content(self._name, folder=self._folder) as content,
+            ):
+                header = read_file_header(content)
         except UnreadableError as error:
             raise InstanceRefusedError(f"the data set cannot be read: {error}", status=0xC000) from None
         if header.text(_SOP_INSTANCE_UID) != self._sop_instance_uid:
             reason = "the data set has no SOP Instance UID, or another one than the command"
             raise InstanceRefusedError(reason, status=0xA900)
-
-    def _content(self) -> bytes:
-        descriptor = os.open(self._name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read()
 
 
 def sync_file_system(descriptor: int) -> None:

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from uuid_utils import uuid7
 
 from dicom_gateway import durable_files
+from dicom_gateway.file_content import file_content
 from dicom_gateway.fingerprint import FingerprintBuilder
 from dicom_gateway.grouping import Patients
 from dicom_gateway.header import Header, UnreadableError, read_file_header
@@ -183,7 +184,8 @@ class _Collection:
         patients = Patients()
         for instance in sorted(_instances(self._incoming), key=lambda one: (one.modified_ns, one.path.name)):
             try:
-                header, problem = read_file_header(instance.path.read_bytes()), ""
+                with file_content(instance.path) as content:
+                    header, problem = read_file_header(content), ""
             except UnreadableError as error:
                 # It was acknowledged, so it is kept, by itself: nobody can say whose it is.
                 header = Header(elements={}, little_endian=True)
