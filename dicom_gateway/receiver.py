@@ -69,7 +69,7 @@ class Receiver:
         self.restart_count = 0
         """How many processes were started in place of one that died."""
         self._listening: socket.socket | None = None
-        self._processes: list[_Process] = []
+        self._processes: list[ReceivingProcess] = []
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
 
@@ -173,14 +173,40 @@ class Receiver:
             self._processes[place] = self._new_process()
             self.restart_count += 1
 
-    def _new_process(self) -> _Process:
-        return _Process(self._settings, on_ended=self._on_ended, tally=self._tally)
+    def _new_process(self) -> ReceivingProcess:
+        return ReceivingProcess(
+            "dicom_gateway.receiving_process",
+            introduce=self._introduce,
+            lock=self._settings.lock,
+            on_ended=self._on_ended,
+            tally=self._tally,
+        )
+
+    def _introduce(self, channel: ProcessChannel) -> None:
+        settings = self._settings
+        channel.send(
+            "settings",
+            ae_title=settings.ae_title,
+            spool=str(settings.spool),
+            durability=settings.durability,
+            log_level=settings.log_level,
+            pynetdicom_log_level=settings.pynetdicom_log_level,
+            is_fast=settings.is_fast,
+        )
 
 
-class _Process:
-    """A receiving process, and what is known of it."""
+class ReceivingProcess:
+    """A receiving process, and what is known of it. ``introduce`` sends it its settings."""
 
-    def __init__(self, settings: ReceiverSettings, *, on_ended: Callable[[str, bool], None], tally: Tally) -> None:
+    def __init__(
+        self,
+        module: str,
+        *,
+        introduce: Callable[[ProcessChannel], None],
+        lock: int | None,
+        on_ended: Callable[[str, bool], None],
+        tally: Tally,
+    ) -> None:
         self._on_ended = on_ended
         self._tally = tally
         self._receptions: set[str] = set()
@@ -190,21 +216,13 @@ class _Process:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own module
-                [sys.executable, "-m", "dicom_gateway.receiving_process", str(theirs.fileno())],
-                pass_fds=[theirs.fileno(), *([] if settings.lock is None else [settings.lock])],
+                [sys.executable, "-m", module, str(theirs.fileno())],
+                pass_fds=[theirs.fileno(), *([] if lock is None else [lock])],
                 stdin=subprocess.DEVNULL,
                 env=_environment(),
             )
         self._channel = ProcessChannel(ours)
-        self._channel.send(
-            "settings",
-            ae_title=settings.ae_title,
-            spool=str(settings.spool),
-            durability=settings.durability,
-            log_level=settings.log_level,
-            pynetdicom_log_level=settings.pynetdicom_log_level,
-            is_fast=settings.is_fast,
-        )
+        introduce(self._channel)
 
     @property
     def pid(self) -> int:

@@ -30,7 +30,7 @@ _LONGEST_LOG_LINE: Final = 4000
 _LOGGED: Final = ("action", "reception")
 
 
-class _ToTheGateway(logging.Handler):
+class ToTheGateway(logging.Handler):
     """Has the gateway log what this process has to say."""
 
     def __init__(self, channel: ProcessChannel) -> None:
@@ -44,7 +44,7 @@ class _ToTheGateway(logging.Handler):
         self._channel.send("log", name=record.name, level=record.levelno, text=text, extra=extra)
 
 
-class _Receptions:
+class ToldReceptions:
     """The spool, and word to the gateway of what is in it."""
 
     def __init__(self, spool: Spool, channel: ProcessChannel) -> None:
@@ -52,12 +52,14 @@ class _Receptions:
         self._channel = channel
 
     def open(self, *, sender: Sender, called_ae_title: str) -> Reception:
+        """Return the place for the instances of one association that begins now."""
         reception = self._spool.open(sender=sender, called_ae_title=called_ae_title, received_at=datetime.now(UTC))
         # Before it is on disk: when this process dies, the gateway knows whose files these are.
         self._channel.send("opened", reception=reception.id)
         return reception
 
     def ended(self, reception_id: str, *, complete: bool) -> None:
+        """Tell that nothing more will come into a reception."""
         self._channel.send("ended", reception=reception_id, complete=complete)
 
 
@@ -70,13 +72,13 @@ def main(descriptor: int) -> None:
     if settings is None:
         return
     values = settings.values
-    logging.basicConfig(level=values["log_level"], handlers=[_ToTheGateway(channel)])
+    logging.basicConfig(level=values["log_level"], handlers=[ToTheGateway(channel)])
     configure_pynetdicom_logging(values["pynetdicom_log_level"])
     spool = Spool(Path(values["spool"]), durability=values["durability"])
     tally = Tally()
     counts = TellingCounts(tally, channel)
     serving = Serving(
-        make_entity(values["ae_title"]), _Receptions(spool, channel), is_fast=values["is_fast"], tally=tally
+        make_entity(values["ae_title"]), ToldReceptions(spool, channel), is_fast=values["is_fast"], tally=tally
     )
     channel.send("ready")
     counts.start()

@@ -41,6 +41,7 @@ INCOMING_NAME: Final = "incoming"
 RELEASED_NAME: Final = "released"
 
 _SOP_INSTANCE_UID: Final = 0x00080018
+_STUDY_INSTANCE_UID: Final = 0x0020000D
 _UID_STANDS_WITHIN_BYTES: Final = 4096
 _MOST_OF_ONE_UID: Final = 10_000
 _HALF: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -89,8 +90,18 @@ class Reception:
         """Whether anything of it is on disk."""
         return self._descriptor is not None
 
-    def begin(self, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> IncomingInstance:
-        """Begin a file. The UIDs are those of the C-STORE command, and known to be UIDs. Raises ``SpoolFullError``."""
+    def begin(
+        self,
+        *,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        transfer_syntax_uid: str,
+        study_instance_uid: str | None = None,
+    ) -> IncomingInstance:
+        """Begin a file. The UIDs are those of the C-STORE command, and known to be UIDs. Raises ``SpoolFullError``.
+
+        With ``study_instance_uid``, the instance is refused unless it has that one.
+        """
         try:
             folder = self._open_on_disk() if self._descriptor is None else self._descriptor
             name, descriptor = _new_file(folder, sop_instance_uid)
@@ -108,6 +119,7 @@ class Reception:
                 transfer_syntax_uid=transfer_syntax_uid,
             ),
             is_synced=self.durability == "instance",
+            study_instance_uid=study_instance_uid,
         )
 
     def seal(self) -> None:
@@ -170,6 +182,7 @@ class IncomingInstance:
         transfer_syntax_uid: str,
         head: bytes,
         is_synced: bool,
+        study_instance_uid: str | None,
     ) -> None:
         self._folder = folder
         self._name = name
@@ -179,6 +192,7 @@ class IncomingInstance:
         self._head: bytes = head
         self._first = b""
         self._is_synced = is_synced
+        self._study_instance_uid = study_instance_uid
         self.size_bytes = 0
         """How much of the data set has been written."""
 
@@ -207,7 +221,7 @@ class IncomingInstance:
         When files are synced, the whole data set is checked before; else only that its UID is that of the command.
         """
         try:
-            if self._is_synced or not self._has_its_uid():
+            if self._is_synced or self._study_instance_uid is not None or not self._has_its_uid():
                 self._check()
             os.fchmod(self._descriptor, durable_files.SHARED_FILE)
             if self._is_synced:
@@ -261,6 +275,8 @@ class IncomingInstance:
         if header.text(_SOP_INSTANCE_UID) != self._sop_instance_uid:
             reason = "the data set has no SOP Instance UID, or another one than the command"
             raise InstanceRefusedError(reason, status=0xA900)
+        if self._study_instance_uid not in (None, header.text(_STUDY_INSTANCE_UID)):
+            raise InstanceRefusedError("the data set is of another study than the request", status=0xA900)
 
 
 def sync_file_system(descriptor: int) -> None:

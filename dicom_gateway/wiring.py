@@ -20,6 +20,8 @@ from dicom_gateway.readiness import Readiness
 from dicom_gateway.receiver import Receiver, ReceiverSettings
 from dicom_gateway.seeing_door import SeeingDoor
 from dicom_gateway.spool import Spool
+from dicom_gateway.stow_credentials import StowCredentials
+from dicom_gateway.stow_receiver import StowReceiver, StowSettings
 from dicom_gateway.tally import Tally
 from dicom_gateway.uid_filling import UidFilling
 from dicom_gateway.uid_key import make_uid_key
@@ -42,12 +44,14 @@ class Gateway:
         ledger: Ledger,
         uid_filling: UidFilling,
         seeing_door: SeeingDoor | None,
+        stow: StowReceiver | None,
     ) -> None:
         self._lock = lock
         self._receiver = receiver
         self._intake = intake
         self._uid_filling = uid_filling
         self._seeing_door = seeing_door
+        self._stow = stow
         self.ledger = ledger
 
     @property
@@ -60,6 +64,11 @@ class Gateway:
         """The port of ``/healthz``, ``/readyz`` and ``/metrics``, None where they are off. Only after ``start``."""
         return None if self._seeing_door is None else self._seeing_door.port
 
+    @property
+    def stow_port(self) -> int | None:
+        """The port on which studies are taken over HTTP, None where they are not. Only after ``start``."""
+        return None if self._stow is None else self._stow.port
+
     def start(self) -> None:
         """Carry on with what an earlier gateway left, then listen. Raises ``StartError``, and then nothing runs."""
         try:
@@ -68,13 +77,18 @@ class Gateway:
                 self._seeing_door.start()
             self._intake.start()
             self._receiver.start()
+            if self._stow is not None:
+                self._stow.start()
         except StartError:
+            self._receiver.stop(grace_seconds=0)
             self._close()
             raise
         self._uid_filling.start()
 
     def stop(self, *, grace_seconds: float = _GRACE_SECONDS) -> None:
         """Take no more associations, let open ones end or end them, commit what they sent, and stop."""
+        if self._stow is not None:
+            self._stow.stop(grace_seconds=grace_seconds)
         self._receiver.stop(grace_seconds=grace_seconds)
         self._close()
 
@@ -91,6 +105,7 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
     """Return a gateway that has DATA_DIR to itself. Raises ``StartError`` with what to change."""
     data_dir = settings.data_dir
     layout = Layout(settings.tar_subdir)
+    credentials = _stow_credentials(settings)
     spool_root, store_root = _make_folders(data_dir)
     lock = DataDirLock(data_dir)
     lock.acquire()
@@ -112,7 +127,11 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
         uid_key=uid_key,
         hold_incomplete=settings.incomplete == "hold",
     )
-    tally = Tally()
+
+    def on_ended(reception_id: str, complete: bool) -> None:  # as receivers call it
+        intake.finish(reception_id, complete=complete)
+
+    tallies = {"dicom": Tally(), "stow": Tally()}
     receiver = Receiver(
         ReceiverSettings(
             ae_title=settings.ae_title,
@@ -126,9 +145,25 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
             is_fast=settings.c_store_path == "fast",
             lock=lock.descriptor,
         ),
-        on_ended=lambda reception_id, complete: intake.finish(reception_id, complete=complete),
-        tally=tally,
+        on_ended=on_ended,
+        tally=tallies["dicom"],
     )
+    stow = None
+    if settings.stow_port is not None:
+        stow = StowReceiver(
+            StowSettings(
+                hostname=settings.stow_hostname,
+                port=settings.stow_port,
+                ae_title=settings.ae_title,
+                spool=spool_root,
+                credentials=credentials,
+                durability=settings.durability,
+                log_level=settings.log_level,
+                lock=lock.descriptor,
+            ),
+            on_ended=on_ended,
+            tally=tallies["stow"],
+        )
     uid_filling = UidFilling(ledger=ledger, store=store, uid_key=uid_key)
     return Gateway(
         lock=lock,
@@ -136,24 +171,45 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
         intake=intake,
         ledger=ledger,
         uid_filling=uid_filling,
-        seeing_door=_seeing_door(settings, receiver=receiver, tallies={"dicom": tally}),
+        seeing_door=_seeing_door(settings, receiver=receiver, stow=stow, tallies=tallies),
+        stow=stow,
     )
 
 
-def _seeing_door(settings: SiteSettings, *, receiver: Receiver, tallies: Mapping[str, Tally]) -> SeeingDoor | None:
+def _stow_credentials(settings: SiteSettings) -> StowCredentials:
+    """Return who may send over HTTP. Raises ``StartError`` where that would be nobody, or everybody by mistake."""
+    token, password = settings.stow_token, settings.stow_password
+    if (settings.stow_user is None) != (password is None):
+        raise StartError("STOW_USER, STOW_PASSWORD: one is set without the other; set both, or neither")
+    if settings.stow_port is not None and not (token or password or settings.stow_anonymous):
+        raise StartError(
+            "STOW_PORT: nobody may send there; set STOW_TOKEN, or STOW_USER and STOW_PASSWORD, or STOW_ANONYMOUS: true"
+        )
+    return StowCredentials(
+        token=token.get_secret_value() if token else None,
+        user=settings.stow_user,
+        password=password.get_secret_value() if password else None,
+        is_anonymous=settings.stow_anonymous,
+    )
+
+
+def _seeing_door(
+    settings: SiteSettings, *, receiver: Receiver, stow: StowReceiver | None, tallies: Mapping[str, Tally]
+) -> SeeingDoor | None:
     if settings.metrics_port is None:
         return None
+    doors: list[Receiver | StowReceiver] = [receiver] if stow is None else [receiver, stow]
     ledger, spool = settings.data_dir / LEDGER_NAME, settings.data_dir / "spool"
     return SeeingDoor(
         hostname=settings.metrics_hostname,
         port=settings.metrics_port,
         reasons_against=Readiness(
-            is_listening=lambda: receiver.is_listening, spool=spool, ledger=ledger
+            is_listening=lambda: all(door.is_listening for door in doors), spool=spool, ledger=ledger
         ).reasons_against,
         metrics=GatewayMetrics(
             tallies=tallies,
             open_connections=lambda: receiver.open_connections,
-            restart_count=lambda: receiver.restart_count,
+            restart_count=lambda: sum(door.restart_count for door in doors),
             ledger=ledger,
             data_dir=settings.data_dir,
         ),

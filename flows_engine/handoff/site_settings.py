@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, AliasGenerator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasGenerator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
 from pydicom.datadict import tag_for_keyword
 
 from flows_engine.definition.docker_kwargs import Size
@@ -26,7 +35,9 @@ from flows_engine.definition.wording import reason
 
 _INSTALLED: Final = Path("/opt/DicomFlow")
 _CONF_DIR: Final = _INSTALLED / "conf.d"
+_SHORTEST_SECRET: Final = 12
 _GPU_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:/-]{0,79}")
+_SECRETS: Final = {"STOW_TOKEN", "STOW_PASSWORD"}
 _LATER: Final = {"STUDY_IDLE_SECONDS", "ALLOWED_PEERS"}
 
 
@@ -107,6 +118,27 @@ def _log_level(value: object) -> object:
     return names.get(value.upper(), value) if isinstance(value, str) else value
 
 
+def _secret(value: object) -> object:
+    """Return a secret that may stand in a header. What is wrong with one is said without it."""
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str | SecretStr):
+        raise ValueError("is not text; write it between quotes")  # noqa: TRY004  # what pydantic takes for a finding
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if len(text) < _SHORTEST_SECRET:
+        raise ValueError(f"is shorter than {_SHORTEST_SECRET} characters")
+    if not text.isascii() or not text.isprintable() or text != text.strip():
+        raise ValueError("holds characters other than the visible ones of ASCII")
+    return text
+
+
+def _user_name(name: str | None) -> str | None:
+    if name is not None and (":" in name or not name.isprintable()):
+        raise ValueError("holds a colon, or characters that cannot be seen")
+    return name
+
+
+Secret = Annotated[SecretStr | None, BeforeValidator(_secret)]
 Folder = Annotated[Path, BeforeValidator(_absolute)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
@@ -152,6 +184,14 @@ class SiteSettings(BaseModel):
     metrics_hostname: str = "localhost"
     metrics_port: Annotated[int | None, BeforeValidator(_none_if_empty)] = Field(default=None, ge=0, le=65535)
     """Where ``/healthz``, ``/readyz`` and ``/metrics`` are answered. Default: nowhere."""
+    stow_hostname: str = "localhost"
+    stow_port: Annotated[int | None, BeforeValidator(_none_if_empty)] = Field(default=None, ge=0, le=65535)
+    """Where studies are taken over HTTP (DICOMweb STOW-RS). Default: nowhere."""
+    stow_token: Secret = None
+    stow_user: Annotated[str | None, BeforeValidator(_none_if_empty), AfterValidator(_user_name)] = None
+    stow_password: Secret = None
+    stow_anonymous: bool = False
+    """Whether whoever reaches ``STOW_PORT`` may send."""
     send_retry_delays_seconds: Annotated[tuple[Seconds, ...], BeforeValidator(_words), Field(max_length=50)] = (
         5.0,
         30.0,
@@ -167,6 +207,10 @@ class SiteSettings(BaseModel):
     def as_environment(self) -> dict[str, str]:
         """Return the settings as environment variables, for a process that is to have the same."""
         values = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        # A dump has stars in their place.
+        for name, value in self:
+            if isinstance(value, SecretStr):
+                values[name.upper()] = value.get_secret_value()
         return {name: json.dumps(value) if isinstance(value, list) else str(value) for name, value in values.items()}
 
 
@@ -256,6 +300,8 @@ class _Reading:
             for details in error.errors(include_url=False):
                 name = str(details["loc"][0])
                 origin = self._origins.get(name, "default")
+                if name in _SECRETS:
+                    details["input"] = None  # which the reason would quote
                 self._problems.append(f"{origin}: {name}: {reason(details)}")
         if self._problems:
             raise SettingsError("\n".join(self._problems))
