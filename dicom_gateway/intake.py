@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from dicom_gateway import durable_files, explain
+from dicom_gateway.instance_filling import uids_of_files
 from dicom_gateway.interfaces import Definitions
 from dicom_gateway.ledger import Decision, Ledger
 from dicom_gateway.matching import MatchReport, match
@@ -163,6 +164,8 @@ class Intake:
             durable_files.sync_folder(self._store.root)
             durable_files.sync_folder(study.folder.parent)
         self._ledger.add(study.record, uid_hashes=self._uid_key.hashes_of(study.record))
+        uids = uids_of_files(self._store.input_folder(study.record.study_id))
+        self._ledger.enter_instances(study.record.study_id, self._uid_key.instance_hashes(uids))
         tidy(study.folder.parent)
 
     def _run(self) -> None:

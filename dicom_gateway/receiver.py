@@ -49,6 +49,10 @@ class ReceiverSettings:
     pynetdicom_log_level: str = "standard"
     is_fast: bool = True
     """Whether C-STOREs take the path of ``fast_store``, or pynetdicom's."""
+    commitments: Path | None = None
+    """Where requests for storage commitment are kept; None where there is no answer to them."""
+    ledger: Path | None = None
+    """By which committed instances are found."""
     lock: int | None = None
     """A descriptor that the processes inherit: whoever it locks out waits until they are gone."""
 
@@ -192,6 +196,8 @@ class Receiver:
             log_level=settings.log_level,
             pynetdicom_log_level=settings.pynetdicom_log_level,
             is_fast=settings.is_fast,
+            commitments=settings.commitments and str(settings.commitments),
+            ledger=settings.ledger and str(settings.ledger),
         )
 
 

@@ -12,11 +12,15 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from dicom_gateway.commitment_folder import CommitmentFolder
+from dicom_gateway.commitment_scp import Commitment
+from dicom_gateway.committed_instances import CommittedInstances
 from dicom_gateway.entity import configure_pynetdicom_logging, make_entity
 from dicom_gateway.process_channel import ProcessChannel
 from dicom_gateway.reception import Reception
@@ -78,7 +82,11 @@ def main(descriptor: int) -> None:
     tally = Tally()
     counts = TellingCounts(tally, channel)
     serving = Serving(
-        make_entity(values["ae_title"]), ToldReceptions(spool, channel), is_fast=values["is_fast"], tally=tally
+        make_entity(values["ae_title"]),
+        ToldReceptions(spool, channel),
+        is_fast=values["is_fast"],
+        tally=tally,
+        commitment=_commitment(values),
     )
     channel.send("ready")
     counts.start()
@@ -86,6 +94,17 @@ def main(descriptor: int) -> None:
     counts.tell()
     # At once, whatever threads there are: all that was acknowledged is on disk. Another gateway may be waiting.
     os._exit(0)
+
+
+def _commitment(values: Mapping[str, Any]) -> Commitment | None:
+    if values["commitments"] is None:
+        return None
+    return Commitment(
+        CommitmentFolder(Path(values["commitments"])),
+        CommittedInstances(
+            Path(values["spool"]).parent, ledger=Path(values["ledger"]), durability=values["durability"]
+        ),
+    )
 
 
 def _serve(channel: ProcessChannel, serving: Serving, counts: TellingCounts) -> None:

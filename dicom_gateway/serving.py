@@ -17,6 +17,7 @@ from pynetdicom.association import Association
 
 from dicom_gateway import handlers
 from dicom_gateway.association_store import AssociationStore
+from dicom_gateway.commitment_scp import Commitment
 from dicom_gateway.entity import NEGOTIATION_SECONDS, SILENCE_SECONDS, UNFINISHED_SECONDS
 from dicom_gateway.fast_store import FastStore, Patience
 from dicom_gateway.reception import Reception
@@ -58,6 +59,7 @@ class Serving:
         tls: ssl.SSLContext | None = None,
         is_fast: bool = True,
         tally: Tally | None = None,
+        commitment: Commitment | None = None,
     ) -> None:
         self._entity = entity
         self._contexts = list(entity.supported_contexts)
@@ -65,6 +67,7 @@ class Serving:
         self._tls = tls
         self._is_fast = is_fast
         self._tally = tally or Tally()
+        self._commitment = commitment
         self._lock = threading.Lock()
         self._open: dict[threading.Thread, _Connection] = {}
         self._stopping = False
@@ -201,11 +204,18 @@ class _Connection:
 
         store = AssociationStore(open_reception, stored_whole=serving._tally.answered)
         handlers.bind(association, store)
-        association.take(make_path=lambda _: self._path(association, store), before_release=store.seal)
+        commitment = serving._commitment.on(association, lambda: _sender(association)) if serving._commitment else None
+        association.take(
+            make_path=lambda _: self._path(association, store),
+            before_release=store.seal,
+            after_request=commitment.answer if commitment else lambda: None,
+        )
         self._association = association
         association.start()
         association.join()
         store.close()
+        if commitment is not None:
+            commitment.close()
         if association.is_rejected:
             serving._tally.refused("negotiation")
         for reception in opened:

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from dicom_gateway.commitment_folder import CommitmentFolder
+from dicom_gateway.commitment_reports import CommitmentReports
+from dicom_gateway.committed_instances import CommittedInstances
 from dicom_gateway.data_dir_lock import DataDirLock
 from dicom_gateway.durable_files import PRIVATE_FOLDER
 from dicom_gateway.errors import StartError
+from dicom_gateway.instance_filling import InstanceFilling
 from dicom_gateway.intake import Intake
 from dicom_gateway.interfaces import Definitions, RunTrigger
 from dicom_gateway.layout import Layout
@@ -43,6 +47,8 @@ class Gateway:
         intake: Intake,
         ledger: Ledger,
         uid_filling: UidFilling,
+        instance_filling: InstanceFilling,
+        commitment_reports: CommitmentReports,
         seeing_door: SeeingDoor | None,
         stow: StowReceiver | None,
     ) -> None:
@@ -50,6 +56,8 @@ class Gateway:
         self._receiver = receiver
         self._intake = intake
         self._uid_filling = uid_filling
+        self._instance_filling = instance_filling
+        self._commitment_reports = commitment_reports
         self._seeing_door = seeing_door
         self._stow = stow
         self.ledger = ledger
@@ -84,6 +92,8 @@ class Gateway:
             self._close()
             raise
         self._uid_filling.start()
+        self._instance_filling.start()
+        self._commitment_reports.start()
 
     def stop(self, *, grace_seconds: float = _GRACE_SECONDS) -> None:
         """Take no more associations, let open ones end or end them, commit what they sent, and stop."""
@@ -93,8 +103,10 @@ class Gateway:
         self._close()
 
     def _close(self) -> None:
+        self._commitment_reports.stop()
         self._intake.stop()
         self._uid_filling.stop()
+        self._instance_filling.stop()
         if self._seeing_door is not None:
             self._seeing_door.stop()
         self.ledger.close()
@@ -106,7 +118,7 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
     data_dir = settings.data_dir
     layout = Layout(settings.tar_subdir)
     credentials = _stow_credentials(settings)
-    spool_root, store_root = _make_folders(data_dir)
+    spool_root, store_root, commitments = _make_folders(data_dir)
     lock = DataDirLock(data_dir)
     lock.acquire()
     try:
@@ -143,6 +155,8 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
             log_level=settings.log_level,
             pynetdicom_log_level=settings.pynetdicom_log_level,
             is_fast=settings.c_store_path == "fast",
+            commitments=commitments,
+            ledger=data_dir / LEDGER_NAME,
             lock=lock.descriptor,
         ),
         on_ended=on_ended,
@@ -171,6 +185,13 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
         intake=intake,
         ledger=ledger,
         uid_filling=uid_filling,
+        instance_filling=InstanceFilling(ledger=ledger, store=store, uid_key=uid_key),
+        commitment_reports=CommitmentReports(
+            CommitmentFolder(commitments),
+            CommittedInstances(data_dir, ledger=data_dir / LEDGER_NAME, durability=settings.durability),
+            ae_title=settings.ae_title,
+            peers=settings.commitment_peers,
+        ),
         seeing_door=_seeing_door(settings, receiver=receiver, stow=stow, tallies=tallies),
         stow=stow,
     )
@@ -225,12 +246,12 @@ def open_ledger(data_dir: Path) -> Ledger:
         raise StartError(f"DATA_DIR: {path} cannot be opened as the ledger: {error}") from error
 
 
-def _make_folders(data_dir: Path) -> tuple[Path, Path]:
-    spool_root, store_root = data_dir / "spool", data_dir / "studies"
+def _make_folders(data_dir: Path) -> tuple[Path, Path, Path]:
+    folders = (data_dir / "spool", data_dir / "studies", data_dir / "commitments")
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        for folder in (spool_root, store_root):
+        for folder in folders:
             folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
     except OSError as error:
         raise StartError(f"DATA_DIR: {data_dir} cannot be used: {error.strerror}") from error
-    return spool_root, store_root
+    return folders

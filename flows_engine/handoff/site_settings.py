@@ -35,6 +35,7 @@ from flows_engine.definition.wording import reason
 
 _INSTALLED: Final = Path("/opt/DicomFlow")
 _CONF_DIR: Final = _INSTALLED / "conf.d"
+_ADDRESS: Final = re.compile(r"[^\s:]+:[0-9]{1,5}|\[[0-9a-fA-F:.]+\]:[0-9]{1,5}")
 _SHORTEST_SECRET: Final = 12
 _GPU_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:/-]{0,79}")
 _SECRETS: Final = {"STOW_TOKEN", "STOW_PASSWORD"}
@@ -118,6 +119,23 @@ def _log_level(value: object) -> object:
     return names.get(value.upper(), value) if isinstance(value, str) else value
 
 
+def _addresses_by_ae_title(value: object) -> object:
+    """Return a mapping, which JSON may hold, of AE titles to ``host:port``."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "{}")
+        except (json.JSONDecodeError, RecursionError):
+            raise ValueError("is no mapping; write it as in {PACS: 'pacs.hospital:104'}") from None
+    if not isinstance(value, Mapping):
+        raise ValueError("is no mapping; write it as in {PACS: 'pacs.hospital:104'}")  # noqa: TRY004  # as above
+    for title, address in value.items():
+        if not (isinstance(title, str) and 0 < len(title.strip()) <= 16 and title.isascii() and title.isprintable()):
+            raise ValueError("a key is no AE title")
+        if not (isinstance(address, str) and _ADDRESS.fullmatch(address) and int(address.rpartition(":")[2]) < 65536):
+            raise ValueError(f"the address of {title} is not host:port")
+    return {title.strip(): address for title, address in value.items()}
+
+
 def _secret(value: object) -> object:
     """Return a secret that may stand in a header. What is wrong with one is said without it."""
     if value is None or value == "":
@@ -181,6 +199,10 @@ class SiteSettings(BaseModel):
     """Who receives the objects: the gateway's own path, or pynetdicom's, which is many times slower."""
     incomplete: Literal["hold", "process"] = "hold"
     """What becomes of a study whose association did not end by a release."""
+    commitment_peers: Annotated[Mapping[str, str], BeforeValidator(_addresses_by_ae_title)] = Field(
+        default_factory=dict
+    )
+    """Where a peer takes reports on storage commitment that come after its association: ``host:port`` by AE title."""
     metrics_hostname: str = "localhost"
     metrics_port: Annotated[int | None, BeforeValidator(_none_if_empty)] = Field(default=None, ge=0, le=65535)
     """Where ``/healthz``, ``/readyz`` and ``/metrics`` are answered. Default: nowhere."""
@@ -211,7 +233,9 @@ class SiteSettings(BaseModel):
         for name, value in self:
             if isinstance(value, SecretStr):
                 values[name.upper()] = value.get_secret_value()
-        return {name: json.dumps(value) if isinstance(value, list) else str(value) for name, value in values.items()}
+        return {
+            name: json.dumps(value) if isinstance(value, list | dict) else str(value) for name, value in values.items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -296,3 +296,16 @@ def test_a_secret_is_shown_nowhere_and_reaches_a_child_process(load: Load) -> No
 @pytest.mark.parametrize("name", ["a:b", "a\nb"])
 def test_a_user_that_basic_authentication_cannot_name_is_refused(load: Load, name: str) -> None:
     assert "STOW_USER" in problems(load, "", STOW_USER=name)[0]
+
+
+@pytest.mark.parametrize("text", ["COMMITMENT_PEERS: {PACS: 'pacs.hospital:104', ARCHIVE: '[::1]:11112'}\n"])
+def test_peers_are_a_mapping_in_files_and_json_in_the_environment(load: Load, text: str) -> None:
+    settings = load(text).settings
+    assert settings.commitment_peers == {"PACS": "pacs.hospital:104", "ARCHIVE": "[::1]:11112"}
+    assert load_site_settings(settings.as_environment()).settings == settings
+
+
+@pytest.mark.parametrize("value", ["PACS", "[]", '{"PACS": "pacs"}', '{"PACS": "pacs:99999"}', '{"": "pacs:104"}'])
+def test_peers_without_an_address_are_refused(load: Load, value: str) -> None:
+    (problem,) = problems(load, "", COMMITMENT_PEERS=value)
+    assert problem.startswith("environment: COMMITMENT_PEERS: ")
