@@ -23,10 +23,19 @@ DATA_SET_DOES_NOT_MATCH: Final = 0xA900
 
 
 class AssociationStore:
-    """What one association stores. ``open_reception`` is called for its first instance. Not for several threads."""
+    """What one association stores. Not for several threads.
 
-    def __init__(self, open_reception: Callable[[], Reception]) -> None:
+    ``open_reception`` is called for its first instance, ``stored_whole`` with status and size of each that comes whole.
+    """
+
+    def __init__(
+        self,
+        open_reception: Callable[[], Reception],
+        *,
+        stored_whole: Callable[[int, int], object] = lambda _status, _size_bytes: None,
+    ) -> None:
         self._open_reception = open_reception
+        self._stored_whole = stored_whole
         self._reception: Reception | None = None
         self.transfer_syntaxes: Mapping[int, str] = {}
         """By the id of the presentation context; known once the association is established."""
@@ -51,6 +60,18 @@ class AssociationStore:
         self, *, sop_class_uid: str | None, sop_instance_uid: str | None, transfer_syntax_uid: str, data_set: bytes
     ) -> int:
         """Keep an object that came whole, and return the status to answer with."""
+        status = self._store(
+            sop_class_uid=sop_class_uid,
+            sop_instance_uid=sop_instance_uid,
+            transfer_syntax_uid=transfer_syntax_uid,
+            data_set=data_set,
+        )
+        self._stored_whole(status, len(data_set))
+        return status
+
+    def _store(
+        self, *, sop_class_uid: str | None, sop_instance_uid: str | None, transfer_syntax_uid: str, data_set: bytes
+    ) -> int:
         try:
             instance = ReceivedInstance(
                 sop_class_uid=_uid(sop_class_uid),

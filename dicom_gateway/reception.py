@@ -42,6 +42,7 @@ INCOMING_NAME: Final = "incoming"
 RELEASED_NAME: Final = "released"
 
 _SOP_INSTANCE_UID: Final = 0x00080018
+_STUDY_INSTANCE_UID: Final = 0x0020000D
 _UID_STANDS_WITHIN_BYTES: Final = 4096
 _LOOKED_AT_BYTES: Final = 64 * 1024
 """What is kept of a data set in memory, to be looked at without its file. Many are no longer."""
@@ -104,8 +105,18 @@ class Reception:
         """Whether anything of it is on disk."""
         return self._descriptor is not None
 
-    def begin(self, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> IncomingInstance:
-        """Begin a file. The UIDs are those of the C-STORE command, and known to be UIDs. Raises ``SpoolFullError``."""
+    def begin(
+        self,
+        *,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        transfer_syntax_uid: str,
+        study_instance_uid: str | None = None,
+    ) -> IncomingInstance:
+        """Begin a file. The UIDs are those of the C-STORE command, and known to be UIDs. Raises ``SpoolFullError``.
+
+        With ``study_instance_uid``, the instance is refused unless it has that one.
+        """
         if self._room is not None and not self._room.is_left():
             raise SpoolFullError("the disk has no room left but what is to stay free")
         try:
@@ -126,6 +137,7 @@ class Reception:
             ),
             is_synced=self.durability == "instance",
             must_not_differ=self._rejects_conflicts and name != f"{sop_instance_uid}.dcm",
+            study_instance_uid=study_instance_uid,
         )
 
     def seal(self) -> None:
@@ -189,6 +201,7 @@ class IncomingInstance:
         head: bytes,
         is_synced: bool,
         must_not_differ: bool = False,
+        study_instance_uid: str | None = None,
     ) -> None:
         self._must_not_differ = must_not_differ
         self._folder = folder
@@ -199,6 +212,7 @@ class IncomingInstance:
         self._head: bytes = head
         self._first = b""
         self._is_synced = is_synced
+        self._study_instance_uid = study_instance_uid
         self.size_bytes = 0
         """How much of the data set has been written."""
 
@@ -227,7 +241,7 @@ class IncomingInstance:
         When files are synced, the whole data set is checked before; else only that its UID is that of the command.
         """
         try:
-            if self._is_synced or not self._has_its_uid():
+            if self._is_synced or self._study_instance_uid is not None or not self._has_its_uid():
                 self._check()
             if self._must_not_differ:
                 self._check_against_the_first()
@@ -280,6 +294,8 @@ class IncomingInstance:
         if header.text(_SOP_INSTANCE_UID) != self._sop_instance_uid:
             reason = "the data set has no SOP Instance UID, or another one than the command"
             raise InstanceRefusedError(reason, status=0xA900)
+        if self._study_instance_uid not in (None, header.text(_STUDY_INSTANCE_UID)):
+            raise InstanceRefusedError("the data set is of another study than the request", status=0xA900)
 
     def _header(self) -> Header:
         if self.size_bytes == len(self._first):
