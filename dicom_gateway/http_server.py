@@ -30,6 +30,7 @@ class HttpServer:
                 lifespan="off",
                 # What a peer asks for is its own text, and may name a patient: nothing of it is logged.
                 log_config=None,
+                log_level="warning",
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -17,20 +17,21 @@ _PROBE_BYTES: Final = b"\0" * 4096
 
 
 class Readiness:
-    """Looks at everything that receiving needs. ``is_listening`` tells whether a connection would be served."""
+    """Looks at everything that receiving needs. ``doors`` tell, by their settings, whether they are open."""
 
-    def __init__(self, *, is_listening: Callable[[], bool], spool: Path, ledger: Path) -> None:
-        self._is_listening = is_listening
+    def __init__(self, *, doors: Mapping[str, Callable[[], bool]], spool: Path, ledger: Path) -> None:
+        self._doors = doors
         self._spool = spool
         self._ledger = ledger
 
     def reasons_against(self) -> tuple[str, ...]:
         """Return why nothing should be sent, a line each; empty where all is well."""
-        found = (self._about_listening(), self._about_spool(), self._about_ledger())
-        return tuple(reason for reason in found if reason)
-
-    def _about_listening(self) -> str:
-        return "" if self._is_listening() else "AE_PORT: nothing is received at this moment"
+        closed = (
+            f"{setting}: nothing is received there at this moment"
+            for setting, is_open in self._doors.items()
+            if not is_open()
+        )
+        return tuple(reason for reason in (*closed, self._about_spool(), self._about_ledger()) if reason)
 
     def _about_spool(self) -> str:
         probe = self._spool / _PROBE

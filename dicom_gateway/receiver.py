@@ -80,9 +80,8 @@ class Receiver:
         """How many connections are served at this moment."""
         return sum(len(process.connections) for process in self._processes)
 
-    @property
     def is_listening(self) -> bool:
-        """Whether a connection would be accepted, and served."""
+        """Tell whether a connection would be accepted, and served."""
         return (
             bool(self._threads)
             and not self._stopping.is_set()

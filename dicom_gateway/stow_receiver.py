@@ -81,9 +81,8 @@ class StowReceiver:
             raise StartError("nothing is received over HTTP yet")
         return int(self._listening.getsockname()[1])
 
-    @property
     def is_listening(self) -> bool:
-        """Whether a request would be served."""
+        """Tell whether a request would be served."""
         return self._process is not None and self._process.is_alive and not self._stopping.is_set()
 
     def start(self) -> None:

@@ -256,18 +256,20 @@ def _seeing_door(
 ) -> SeeingDoor | None:
     if settings.metrics_port is None:
         return None
-    doors: list[Receiver | StowReceiver] = [receiver] if stow is None else [receiver, stow]
+    doors: dict[str, Receiver | StowReceiver] = {"AE_PORT": receiver}
+    if stow is not None:
+        doors["STOW_PORT"] = stow
     ledger, spool = settings.data_dir / LEDGER_NAME, settings.data_dir / "spool"
     return SeeingDoor(
         hostname=settings.metrics_hostname,
         port=settings.metrics_port,
         reasons_against=Readiness(
-            is_listening=lambda: all(door.is_listening for door in doors), spool=spool, ledger=ledger
+            doors={setting: door.is_listening for setting, door in doors.items()}, spool=spool, ledger=ledger
         ).reasons_against,
         metrics=GatewayMetrics(
             tallies=tallies,
             open_connections=lambda: receiver.open_connections,
-            restart_count=lambda: sum(door.restart_count for door in doors),
+            restart_count=lambda: sum(door.restart_count for door in doors.values()),
             ledger=ledger,
             data_dir=settings.data_dir,
         ),
