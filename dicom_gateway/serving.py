@@ -33,6 +33,9 @@ _log = logging.getLogger(__name__)
 _TICK_SECONDS: Final = 1
 """After so long without a byte, a thread that waits for one looks whether it should go on."""
 _SEND_SECONDS: Final = 30
+_PROVIDER: Final = 3  # PS3.8 table 9-21: UL service-provider, presentation related function
+_MOST_MESSAGE_BYTES: Final = 32 * 1024 * 1024
+"""What a message may take in memory that is no object, such as a request for the storage commitment of 100,000."""
 _LONGEST_REQUEST_BYTES: Final = 1024 * 1024
 _PDU_HEADER: Final = struct.Struct(">BxL")
 _FAREWELL_SECONDS: Final = 1.0
@@ -210,6 +213,7 @@ class _Connection:
                 received=request,
                 contexts=serving._contexts,
                 pdu_seconds=UNFINISHED_SECONDS,
+                most_message_bytes=_MOST_MESSAGE_BYTES if serving._is_fast else None,
             )
         except OSError:
             return  # the peer is gone already
@@ -251,6 +255,7 @@ class _Connection:
             _log.warning(
                 "an association from %s was rejected: %s", sender.host, rejection.reason, extra={"action": "reject"}
             )
+            self._serving._tally.refused("busy" if rejection.source == _PROVIDER else "peer")
             association.acse.send_reject(rejection.result, rejection.source, rejection.diagnostic)
             # Returns once that was sent, and the connection is closed.
             association.kill()

@@ -51,9 +51,17 @@ class HeldSocket(AssociationSocket):
     """
 
     def __init__(
-        self, association: Association, *, connection: socket.socket, received: bytes, pdu_seconds: float
+        self,
+        association: Association,
+        *,
+        connection: socket.socket,
+        received: bytes,
+        pdu_seconds: float,
+        most_message_bytes: int | None,
     ) -> None:
         super().__init__(association, client_socket=connection)
+        self._most_message_bytes = most_message_bytes
+        self._message_bytes = 0
         self._received = received
         self._pdu_seconds = pdu_seconds
         self._is_wanted = False
@@ -78,6 +86,7 @@ class HeldSocket(AssociationSocket):
 
     def taken(self) -> bytes:
         """Take what the DUL thread has left of ``received``. Only while it is held."""
+        self._message_bytes = 0
         taken, self._received = self._received, b""
         return taken
 
@@ -119,6 +128,9 @@ class HeldSocket(AssociationSocket):
         """
         if nr_bytes > max(_SMALLEST_CAP_BYTES, self.assoc.acceptor.maximum_length or 0):
             raise OSError("the PDU is longer than any that was agreed on")
+        self._message_bytes += nr_bytes
+        if self._most_message_bytes is not None and self._message_bytes > self._most_message_bytes:
+            raise OSError("the message is longer than any that is served")
         taken = bytearray(self._received[:nr_bytes])
         self._received = self._received[nr_bytes:]
         deadline = time.monotonic() + self._pdu_seconds
@@ -263,15 +275,25 @@ def accept_association(
     received: bytes,
     contexts: list[PresentationContext],
     pdu_seconds: float,
+    most_message_bytes: int | None,
 ) -> StoreAssociation:
     """Return an association for a connection that was accepted, of which ``received`` was read; it is not started.
 
     ``contexts`` are those that the entity supports. They are shared, not copied, by all associations, which only read
-    them: to copy all the syntaxes of all classes took longer than to receive a dozen images.
+    them: to copy all the syntaxes of all classes took longer than to receive a dozen images. ``most_message_bytes`` is
+    what pynetdicom may keep in memory of a message; None where it receives objects, too.
     """
     association = StoreAssociation(entity, MODE_ACCEPTOR)
     association.name = f"association-{datetime.now(UTC):%H%M%S.%f}"
-    association.set_socket(HeldSocket(association, connection=connection, received=received, pdu_seconds=pdu_seconds))
+    association.set_socket(
+        HeldSocket(
+            association,
+            connection=connection,
+            received=received,
+            pdu_seconds=pdu_seconds,
+            most_message_bytes=most_message_bytes,
+        )
+    )
     acceptor = association.acceptor
     acceptor.maximum_length = entity.maximum_pdu_size
     acceptor.ae_title = entity.ae_title

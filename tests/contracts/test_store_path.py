@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import time
+from contextlib import suppress
 
 import pytest
 from pydicom.data import get_testdata_file
@@ -134,6 +135,31 @@ def test_a_service_that_is_not_offered_ends_the_association_and_keeps_what_came(
     ((_, complete),) = path.ended
     assert not complete
     assert len(path.files()) == 1
+
+
+def test_a_message_that_is_no_object_cannot_fill_the_memory(tmp_path):
+    path = Path(tmp_path, is_fast=True)
+    try:
+        contexts = [(VERIFICATION, ImplicitVRLittleEndian), (CTImageStorage, ExplicitVRLittleEndian)]
+        with association(path.port, contexts=contexts) as opened:
+            assert send(opened, ct()) == 0x0000
+            connection = opened.dul.socket.socket
+            context_id = opened.accepted_contexts[0].context_id
+            echo = struct.pack("<HHLH", 0, 0x0100, 2, 0x0030) + struct.pack("<HHLH", 0, 0x0800, 2, 0x0000)
+            head = struct.pack(">BxLLBB", 0x04, len(echo) + 6, len(echo) + 2, context_id, 0x03)
+            endless = struct.pack(">BxLLBB", 0x04, 200_006, 200_002, context_id, 0x00) + b"\0" * 200_000
+            sent = 0
+            with suppress(OSError):
+                connection.sendall(head + echo)
+                for _ in range(400):
+                    connection.sendall(endless)
+                    sent += 1
+            assert sent < 400
+            wait_until(lambda: path.ended)
+            opened.is_established = False
+        assert [complete for _, complete in path.ended] == [False]
+    finally:
+        path.receiver.stop(grace_seconds=0)
 
 
 def test_many_small_pdus_are_one_object(path):

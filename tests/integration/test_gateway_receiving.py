@@ -47,7 +47,8 @@ class Site:
         self.trigger = FakeRunTrigger()
         self.gateway = build_gateway(
             SiteSettings(
-                data_dir=folder, **{"ae_port": 0, "disk_reserve_bytes": 0, "incomplete_seconds": 0, **settings}
+                data_dir=folder,
+                **{"ae_port": 0, "disk_reserve_bytes": 0, "incomplete_seconds": 0, "receiver_processes": 1, **settings},
             ),
             self.trigger,
             FakeDefinitions(*definitions),

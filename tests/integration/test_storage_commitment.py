@@ -26,7 +26,9 @@ class Site:
     def __init__(self, folder, **settings):
         self.folder = folder
         self.gateway = build_gateway(
-            SiteSettings(**{"data_dir": folder, "ae_port": 0, "receiver_processes": 2, **settings}),
+            SiteSettings(
+                **{"data_dir": folder, "ae_port": 0, "receiver_processes": 2, "incomplete_seconds": 0, **settings}
+            ),
             FakeRunTrigger(),
             FakeDefinitions(flow("CT", {"Modality": "CT"})),
         )

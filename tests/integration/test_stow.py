@@ -44,6 +44,8 @@ class Site:
                     "stow_port": 0,
                     "stow_token": TOKEN,
                     "receiver_processes": 1,
+                    "incomplete_seconds": 0,
+                    "disk_reserve_bytes": 0,
                     **settings,
                 }
             ),
