@@ -1,54 +1,47 @@
-"""ContainerRunner on a Docker engine; the only importer of docker."""
+"""ContainerRunner on a Docker engine, of this host or of another."""
 
 from __future__ import annotations
 
-import os
 import queue
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http import HTTPStatus
-from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import docker
-import requests
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.errors import APIError, ImageNotFound, NotFound
 from docker.types import DeviceRequest, LogConfig, Mount
 
+from flows_engine.attached import frames
+from flows_engine.bound_folders import bind_mounts
+from flows_engine.copied_folders import COPIES_LABEL, CopiedFolders, copy_folders, remove_copies
+from flows_engine.docker_connection import UNREACHABLE, connected, explanation, one_line
+from flows_engine.docker_removal import remove_container, remove_volumes
 from flows_engine.errors import (
     ContainerRefusedError,
-    EngineUnavailableError,
     ImagePullFailedError,
     ImageUnavailableError,
     ModelTimedOutError,
     NoSpaceError,
-    RunHaltedError,
 )
 from flows_engine.gpu_request import gpu_request, why_refused
-from flows_engine.host_paths import EngineMount, HostPaths
-from flows_engine.interfaces import BindMount, ContainerResult, ContainerSpec
+from flows_engine.handoff.engine_address import EngineAddress
+from flows_engine.handover import get, put
+from flows_engine.interfaces import ContainerResult, ContainerSpec
 from flows_engine.log_lines import LogLines
 from flows_engine.registry_silence import RegistrySilence
 
-DEFAULT_ENGINE_URL: Final = "unix:///var/run/docker.sock"
-
-_ENGINE_TIMEOUT_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 5
-_REMOVAL_SECONDS: Final = 30.0
 # A registry that cannot be reached usually says so at once; where a name server or a firewall swallows packets the
 # engine takes 15 to 60 seconds to give up, for every container.
 _FIRST_WORD_SECONDS: Final = 60.0
 _FIRST_WORD_SECONDS_IF_PRESENT: Final = 8.0
 _PULL_SILENCE_SECONDS: Final = 300.0
 _QUEUED_CHUNKS: Final = 256
-_LOOK_SECONDS: Final = 0.5
-"""How often a thread that waits looks whether its run ends."""
-
-_Item = TypeVar("_Item")
 
 # The engine hands on what a registry says in many words, and its own errors in others.
 _FROM_A_REGISTRY_THAT_ANSWERS: Final = re.compile(
@@ -59,15 +52,14 @@ _NO_SPACE: Final = "no space left on device"
 # What stdout and stderr have said; None is the end of both.
 _Chunk = tuple[bytes | None, bytes | None] | None
 
-_UNREACHABLE: Final = (requests.exceptions.ConnectionError, requests.exceptions.Timeout)
-
 
 @dataclass(frozen=True, kw_only=True)
 class DockerRunner:
-    """Runs containers on the engine at ``engine_url``; its folders must be this host's (see ``host_paths``)."""
+    """Runs containers on an engine: with folders of this host where it is this host's, else with copies of them."""
 
     silence: RegistrySilence
-    engine_url: str = DEFAULT_ENGINE_URL
+    find_engine: Callable[[], EngineAddress] = EngineAddress
+    """Tells where the engine is, when it is needed. Raises an ``EngineError``."""
 
     def run(
         self,
@@ -84,8 +76,9 @@ class DockerRunner:
             self._remove(spec.name)
             try:
                 with _refusals(spec):
-                    self._create(client, spec)
-                    return self._follow(
+                    copies = self._copies(client, spec, is_halted)
+                    self._create(client, spec, copies=copies)
+                    result = self._follow(
                         client,
                         spec,
                         image_digest=image_digest,
@@ -93,6 +86,9 @@ class DockerRunner:
                         on_line=on_line,
                         is_halted=is_halted,
                     )
+                    if copies is not None:
+                        copies.bring_back(on_notice=on_notice, is_halted=is_halted)
+                    return result
             except ModelTimedOutError:
                 raise
             except BaseException:
@@ -106,38 +102,22 @@ class DockerRunner:
         """Return all labels of each container that carries ``label=value``, whether it runs or not."""
         with self._engine() as client:
             found = client.api.containers(all=True, filters={"label": f"{label}={value}"})
-        return tuple(container["Labels"] for container in found)
+        return tuple(container["Labels"] for container in found if COPIES_LABEL not in container["Labels"])
 
     def remove_all(self, *, label: str, value: str) -> int:
-        """Kill and remove every container that carries ``label=value``; return how many there were."""
+        """Kill and remove every container that carries ``label=value``, and its copies; return how many there were."""
         with self._engine() as client:
             found = client.api.containers(all=True, filters={"label": f"{label}={value}"})
-        for container in found:
-            self._remove(container["Id"])
-        return len(found)
+            for container in found:
+                remove_container(client, container["Id"])
+            if self.find_engine().is_remote:
+                remove_volumes(client, label=label, value=value)
+        return sum(COPIES_LABEL not in container["Labels"] for container in found)
 
     @contextmanager
     def _engine(self) -> Iterator[docker.DockerClient]:
-        try:
-            client = docker.DockerClient(base_url=self.engine_url, version="auto", timeout=_ENGINE_TIMEOUT_SECONDS)
-        except (DockerException, *_UNREACHABLE) as error:
-            raise self._unavailable(error) from error
-        try:
+        with connected(self.find_engine()) as client:
             yield client
-        except _UNREACHABLE as error:
-            raise self._unavailable(error) from error
-        finally:
-            client.close()
-
-    def _unavailable(self, error: Exception) -> EngineUnavailableError:
-        if "Permission denied" in str(error):
-            return EngineUnavailableError(
-                f"no permission to use the Docker engine at {self.engine_url}: add this worker's user to the group"
-                " docker (usermod -aG docker <user>) and log in again"
-            )
-        return EngineUnavailableError(
-            f"no Docker engine answers at {self.engine_url}: start it (systemctl start docker) or set DOCKER_HOST"
-        )
 
     def _image(
         self,
@@ -177,16 +157,16 @@ class DockerRunner:
         patience_seconds = _FIRST_WORD_SECONDS_IF_PRESENT if is_present else _FIRST_WORD_SECONDS
         while True:
             try:
-                event = _get(events, patience_seconds, is_halted)
+                event = get(events, patience_seconds, is_halted)
             except queue.Empty:
                 self.silence.remember(spec.image)
                 return f"its registry did not answer within {patience_seconds:g} seconds"
             if event is None:
                 return None
             if isinstance(event, Exception):
-                return _one_line(getattr(event, "explanation", None) or event)
+                return one_line(getattr(event, "explanation", None) or event)
             if "error" in event:
-                return _one_line(event["error"])
+                return one_line(event["error"])
             patience_seconds = _PULL_SILENCE_SECONDS
 
     def _pull_events(
@@ -201,8 +181,17 @@ class DockerRunner:
         else:
             events.put(None)
 
-    def _create(self, client: docker.DockerClient, spec: ContainerSpec) -> None:
-        paths = HostPaths(engine_url=self.engine_url, mounts_of=lambda number: _mounts(client, number))
+    def _copies(
+        self, client: docker.DockerClient, spec: ContainerSpec, is_halted: Callable[[], bool]
+    ) -> CopiedFolders | None:
+        return copy_folders(client, spec, is_halted=is_halted) if self.find_engine().is_remote else None
+
+    def _mounts(self, client: docker.DockerClient, spec: ContainerSpec, copies: CopiedFolders | None) -> list[Mount]:
+        if copies is not None:
+            return copies.mounts
+        return bind_mounts(client, spec, engine_url=self.find_engine().url)
+
+    def _create(self, client: docker.DockerClient, spec: ContainerSpec, *, copies: CopiedFolders | None) -> None:
         options = dict(spec.options)
         log_config = options.pop("log_config", None)
         if isinstance(log_config, dict):
@@ -215,7 +204,7 @@ class DockerRunner:
             spec.image,
             name=spec.name,
             labels=spec.labels,
-            mounts=[_mount(mount, paths) for mount in spec.mounts],
+            mounts=self._mounts(client, spec, copies),
             **options,
         )
 
@@ -230,10 +219,10 @@ class DockerRunner:
         is_halted: Callable[[], bool],
     ) -> ContainerResult:
         # Attached before the start: not a line of a short-lived container is lost, whatever the log driver keeps.
-        stream = client.api.attach(spec.name, stdout=True, stderr=True, stream=True, demux=True)
+        attached = client.api.attach_socket(spec.name, params={"stdout": 1, "stderr": 1, "stream": 1})
         chunks: queue.Queue[_Chunk] = queue.Queue(maxsize=_QUEUED_CHUNKS)
         abandoned = threading.Event()
-        reader = threading.Thread(target=_read, args=(stream, chunks, abandoned), daemon=True)
+        reader = threading.Thread(target=_read, args=(attached, chunks, abandoned), daemon=True)
         reader.start()
         try:
             started_at, clock = time.time(), time.monotonic()
@@ -268,16 +257,9 @@ class DockerRunner:
 
     def _remove(self, name: str) -> None:
         with self._engine() as client:
-            try:
-                client.api.remove_container(name, force=True, v=True)
-            except NotFound:
-                return
-            except APIError as error:
-                if error.status_code != HTTPStatus.CONFLICT:
-                    raise ContainerRefusedError(f"container {name} cannot be removed: {_explanation(error)}") from error
-                # Somebody else is removing it.
-                with suppress(NotFound):
-                    client.api.wait(name, timeout=_REMOVAL_SECONDS, condition="removed")
+            remove_container(client, name)
+            if self.find_engine().is_remote:
+                remove_copies(client, name=name)
 
 
 class _PeakMemory:
@@ -298,11 +280,6 @@ class _PeakMemory:
                     return  # it is over
 
 
-def engine_url() -> str:
-    """Return where the Docker engine of this environment listens: ``DOCKER_HOST``, or the local socket."""
-    return os.environ.get("DOCKER_HOST") or DEFAULT_ENGINE_URL
-
-
 def _device_request(gpu_ids: tuple[str, ...], engine_info: Mapping[str, Any]) -> DeviceRequest:
     request = gpu_request(gpu_ids, engine_info=engine_info)
     return DeviceRequest(
@@ -312,22 +289,6 @@ def _device_request(gpu_ids: tuple[str, ...], engine_info: Mapping[str, Any]) ->
     )
 
 
-def _mount(mount: BindMount, paths: HostPaths) -> Mount:
-    return Mount(target=mount.target, source=str(paths.of(mount.source)), type="bind", read_only=mount.read_only)
-
-
-def _mounts(client: docker.DockerClient, container_id: str) -> list[EngineMount]:
-    try:
-        found = client.api.inspect_container(container_id)
-    except NotFound:
-        return []
-    return [
-        EngineMount(source=Path(mount["Source"]), destination=Path(mount["Destination"]))
-        for mount in found.get("Mounts") or ()
-        if mount.get("Source")
-    ]
-
-
 def _digest(client: docker.DockerClient, image: str) -> str | None:
     """Return what names the image for good: its digest in a registry, else its id; None where it is missing."""
     try:
@@ -335,50 +296,32 @@ def _digest(client: docker.DockerClient, image: str) -> str | None:
     except ImageNotFound:
         return None
     except APIError as error:
-        raise ImageUnavailableError(f"image {image} cannot be looked up: {_explanation(error)}") from error
+        raise ImageUnavailableError(f"image {image} cannot be looked up: {explanation(error)}") from error
     return str(next(iter(found.get("RepoDigests") or ()), found["Id"]))
 
 
-def _read(
-    stream: Iterator[tuple[bytes | None, bytes | None]], chunks: queue.Queue[_Chunk], abandoned: threading.Event
-) -> None:
+def _read(attached: socket.SocketIO | socket.socket, chunks: queue.Queue[_Chunk], abandoned: threading.Event) -> None:
+    # ``attached`` is a file made of the socket where there is no TLS; the connection lasts as long as it.
+    connection: socket.socket = getattr(attached, "_sock", attached)  # type: ignore[arg-type]
     # The end of the stream looks like an error where the engine goes away; how the container ended is asked afterwards.
-    with suppress(OSError, DockerException):
-        for chunk in stream:
-            if not _put(chunks, chunk, abandoned):
+    with suppress(OSError):
+        connection.settimeout(None)
+        for chunk in frames(connection):
+            if not put(chunks, chunk, abandoned):
                 return
-    _put(chunks, None, abandoned)
-
-
-def _put(chunks: queue.Queue[_Chunk], chunk: _Chunk, abandoned: threading.Event) -> bool:
-    while not abandoned.is_set():
-        with suppress(queue.Full):
-            chunks.put(chunk, timeout=0.5)
-            return True
-    return False
+    put(chunks, None, abandoned)
 
 
 def _next(chunks: queue.Queue[_Chunk], deadline: float, spec: ContainerSpec, is_halted: Callable[[], bool]) -> _Chunk:
     with suppress(queue.Empty):
-        return _get(chunks, deadline - time.monotonic(), is_halted)
+        return get(chunks, deadline - time.monotonic(), is_halted)
     raise _timed_out(spec)
-
-
-def _get(items: queue.Queue[_Item], seconds: float, is_halted: Callable[[], bool]) -> _Item:
-    """Return the next item. Raises ``queue.Empty`` after ``seconds``, and ``RunHaltedError``."""
-    deadline = time.monotonic() + seconds
-    while (remaining_seconds := deadline - time.monotonic()) > 0:
-        if is_halted():
-            raise RunHaltedError
-        with suppress(queue.Empty):
-            return items.get(timeout=min(remaining_seconds, _LOOK_SECONDS))
-    raise queue.Empty
 
 
 def _exit_code(client: docker.DockerClient, spec: ContainerSpec, deadline: float) -> int:
     try:
         return int(client.api.wait(spec.name, timeout=max(0.1, deadline - time.monotonic()))["StatusCode"])
-    except _UNREACHABLE as error:
+    except UNREACHABLE as error:
         if time.monotonic() >= deadline:
             raise _timed_out(spec) from error
         raise
@@ -395,16 +338,8 @@ def _refusals(spec: ContainerSpec) -> Iterator[None]:
     except ImageNotFound as error:
         raise ImageUnavailableError(f"image {spec.image} was removed from the engine a moment ago") from error
     except APIError as error:
-        explanation = _explanation(error)
-        if _NO_SPACE in explanation.lower():
-            raise NoSpaceError(f"the Docker engine has no room left: {explanation}") from error
-        known = why_refused(explanation) if spec.gpu_ids else None
-        raise ContainerRefusedError(known or f"the Docker engine refuses it: {explanation}") from error
-
-
-def _explanation(error: APIError) -> str:
-    return _one_line(error.explanation or error)
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())[:400]
+        reason = explanation(error)
+        if _NO_SPACE in reason.lower():
+            raise NoSpaceError(f"the Docker engine has no room left: {reason}") from error
+        known = why_refused(reason) if spec.gpu_ids else None
+        raise ContainerRefusedError(known or f"the Docker engine refuses it: {reason}") from error

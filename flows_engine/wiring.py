@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -20,8 +21,10 @@ from flows_engine.definition.schema import FlowDefinition, Node
 from flows_engine.definition.step_graph import STUDY, StepGraph
 from flows_engine.deliver import DeliveryResult, deliver
 from flows_engine.destinations.dicom_node import DicomNode
-from flows_engine.docker_runner import DockerRunner, engine_url
+from flows_engine.docker_runner import DockerRunner
+from flows_engine.engine_block import address_of_block
 from flows_engine.errors import EngineError, WorkspaceError
+from flows_engine.handoff.engine_address import EngineAddress
 from flows_engine.handoff.run_claim import RunClaimedError, claim
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.site_settings import SiteSettings, load_site_settings
@@ -198,7 +201,7 @@ def build_engine(settings: SiteSettings) -> Engine:
     data_dir = settings.data_dir.resolve()
     return Engine(
         runner=DockerRunner(
-            engine_url=engine_url(), silence=RegistrySilence(folder=data_dir / "locks" / "silent-registries")
+            find_engine=_find_engine(settings), silence=RegistrySilence(folder=data_dir / "locks" / "silent-registries")
         ),
         store=StudyStore(data_dir / "studies"),
         runs=data_dir / "runs",
@@ -214,6 +217,14 @@ def build_engine(settings: SiteSettings) -> Engine:
         calling_ae_title=settings.ae_title,
         instance_id=instance_id(data_dir),
     )
+
+
+def _find_engine(settings: SiteSettings) -> Callable[[], EngineAddress]:
+    block, site = settings.docker_host_block, settings.engine_address
+    if block is None:
+        return lambda: site
+    kept = settings.data_dir / "locks" / "docker-host-block.json"
+    return functools.cache(lambda: address_of_block(block, site=site, kept=kept))
 
 
 def instance_id(data_dir: Path) -> str:

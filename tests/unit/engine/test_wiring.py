@@ -2,23 +2,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from flows_engine.docker_runner import DEFAULT_ENGINE_URL, DockerRunner, engine_url
+from flows_engine.docker_runner import DockerRunner
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.wiring import build_engine, instance_id
 
 
-def test_an_engine_is_built_without_touching_the_disk_or_docker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nothing.sock")
+def test_an_engine_is_built_without_touching_the_disk_or_docker(tmp_path: Path) -> None:
     settings = SiteSettings(
-        data_dir=tmp_path / "data", static_dir=tmp_path / "static", gpus=("0", "2"), ae_title="SITE"
+        data_dir=tmp_path / "data",
+        static_dir=tmp_path / "static",
+        gpus=("0", "2"),
+        ae_title="SITE",
+        docker_host=f"unix://{tmp_path}/nothing.sock",
     )
     engine = build_engine(settings)
     assert isinstance(engine.runner, DockerRunner)
-    assert engine.runner.engine_url == f"unix://{tmp_path}/nothing.sock"
+    assert engine.runner.find_engine().url == f"unix://{tmp_path}/nothing.sock"
     assert engine.host.gpus == ("0", "2")
     assert engine.calling_ae_title == "SITE"
     assert engine.store.root == tmp_path / "data" / "studies"
@@ -30,8 +29,3 @@ def test_two_data_folders_are_told_apart_and_one_is_itself_by_any_path(tmp_path:
     (tmp_path / "link").symlink_to("a")
     assert instance_id(tmp_path / "a") == instance_id(tmp_path / "link")
     assert instance_id(tmp_path / "a") != instance_id(tmp_path / "b")
-
-
-def test_the_local_socket_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DOCKER_HOST", raising=False)
-    assert engine_url() == DEFAULT_ENGINE_URL

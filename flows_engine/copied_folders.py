@@ -1,0 +1,135 @@
+"""The folders of a container on an engine that cannot mount ours: copied into volumes there, and back.
+
+Volumes, because the engine copies nothing into a container with a read-only root, and because what a model writes does
+not become a layer of its container. They are filled by a second container, the *carrier*, which is never started: it
+may write where the model may not, and has each volume at a place of ours, whatever the model's places lie in.
+"""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import docker
+from docker.types import Mount
+
+from flows_engine.docker_removal import remove_container, remove_volumes
+from flows_engine.errors import EngineUnavailableError, RunHaltedError, WorkspaceError
+from flows_engine.handover import handed_over
+from flows_engine.interfaces import BindMount, ContainerSpec
+from flows_engine.received_archive import unpack_received
+from flows_engine.sent_archive import SentFolder, sent_archive
+
+COPIES_LABEL: Final = "dicomflow.copies-for"
+"""The name of the container that carriers and volumes are there for. It has no such label itself."""
+
+_FOLDER: Final = ".dicomflow"
+_QUEUED_CHUNKS: Final = 4
+_PATIENCE_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopiedFolders:
+    """What a container is to mount, and the way back from there."""
+
+    client: docker.DockerClient
+    carrier: str
+    volumes: tuple[tuple[BindMount, str], ...]
+
+    @property
+    def mounts(self) -> list[Mount]:
+        """What docker-py is told of the model's container."""
+        return [_mount(volume, target=mount.target, read_only=mount.read_only) for mount, volume in self.volumes]
+
+    def bring_back(self, *, on_notice: Callable[[str], None], is_halted: Callable[[], bool]) -> None:
+        """Put what the container left in place of the folders it came from: all of a folder, or nothing.
+
+        Raises ``WorkspaceError``, ``NoSpaceError``, ``EngineUnavailableError`` and ``RunHaltedError``.
+        """
+        skipped = Counter[str]()
+        for number, (mount, _) in enumerate(self.volumes):
+            if mount.is_kept and not mount.read_only:
+                skipped.update(self._replace(mount.source, number, is_halted))
+        for kind, count in sorted(skipped.items()):
+            on_notice(f"{count} entries of kind {kind} in the output are left on the Docker engine")
+
+    def _replace(self, folder: Path, number: int, is_halted: Callable[[], bool]) -> Counter[str]:
+        try:
+            # Beside it, so that it takes its place by one rename; whoever prepares the step again removes it.
+            unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        except OSError as error:
+            raise WorkspaceError(f"no folder can be made below {folder.parent}: {error.strerror}") from error
+        try:
+            skipped = Counter(unpack_received(self._archive(number, is_halted), unfinished))
+            unfinished.chmod(folder.stat().st_mode & 0o777)
+            shutil.rmtree(folder)
+            unfinished.rename(folder)
+        except OSError as error:
+            raise WorkspaceError(f"{folder} cannot be replaced by what a model left: {error.strerror}") from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return skipped
+
+    def _archive(self, number: int, is_halted: Callable[[], bool]) -> Iterator[bytes]:
+        chunks, _ = self.client.api.get_archive(self.carrier, f"/{_FOLDER}/{number}")
+        try:
+            yield from handed_over(
+                chunks, limit=_QUEUED_CHUNKS, patience_seconds=_PATIENCE_SECONDS, is_halted=is_halted
+            )
+        except queue.Empty:
+            raise EngineUnavailableError(
+                f"the Docker engine went silent for {_PATIENCE_SECONDS:g} seconds while it sent an output"
+            ) from None
+
+
+def copy_folders(client: docker.DockerClient, spec: ContainerSpec, *, is_halted: Callable[[], bool]) -> CopiedFolders:
+    """Copy the folders of ``spec`` into volumes of the engine, with all in them.
+
+    Raises ``WorkspaceError`` for what cannot be read, ``RunHaltedError``, and docker's own errors. Whatever it made is
+    removed by ``remove_copies``, also where it raises.
+    """
+    labels = {**spec.labels, COPIES_LABEL: spec.name}
+    volumes = tuple((mount, client.api.create_volume(labels=labels)["Name"]) for mount in spec.mounts)
+    carrier = client.containers.create(
+        spec.image,
+        # It is never started, but an image without a command is not taken without one.
+        command=["true"],
+        name=f"{spec.name}-carrier",
+        labels=labels,
+        mounts=[_mount(volume, target=f"/{_FOLDER}/{number}") for number, (_, volume) in enumerate(volumes)],
+        network_mode="none",
+        platform=spec.options.get("platform"),
+    )
+    archive = sent_archive(
+        [
+            SentFolder(source=mount.source, place=f"{_FOLDER}/{number}", is_writable=not mount.read_only)
+            for number, mount in enumerate(spec.mounts)
+        ]
+    )
+    client.api.put_archive(carrier.id, "/", _until_halted(archive, is_halted))
+    return CopiedFolders(client=client, carrier=carrier.id, volumes=volumes)
+
+
+def remove_copies(client: docker.DockerClient, *, name: str) -> None:
+    """Remove what was made for the folders of container ``name``, which has to be gone itself."""
+    for carrier in client.api.containers(all=True, filters={"label": f"{COPIES_LABEL}={name}"}):
+        remove_container(client, carrier["Id"])
+    remove_volumes(client, label=COPIES_LABEL, value=name)
+
+
+def _mount(volume: str, *, target: str, read_only: bool = False) -> Mount:
+    # What an image has at a place is not copied into the volume: as in a mounted folder, it is not seen.
+    return Mount(target=target, source=volume, type="volume", read_only=read_only, no_copy=True)
+
+
+def _until_halted(chunks: Iterator[bytes], is_halted: Callable[[], bool]) -> Iterator[bytes]:
+    for chunk in chunks:
+        if is_halted():
+            raise RunHaltedError
+        yield chunk
