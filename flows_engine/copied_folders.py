@@ -11,7 +11,7 @@ import queue
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -59,14 +59,15 @@ class CopiedFolders:
         for kind, count in sorted(skipped.items()):
             on_notice(f"{count} entries of kind {kind} in the output are left on the Docker engine")
 
-    def _replace(self, folder: Path, number: int, is_halted: Callable[[], bool]) -> Counter[str]:
+    def _replace(self, folder: Path, number: int, is_halted: Callable[[], bool]) -> Mapping[str, int]:
+        chunks, _ = self.client.api.get_archive(self.carrier, f"/{_FOLDER}/{number}")
         try:
             # Beside it, so that it takes its place by one rename; whoever prepares the step again removes it.
             unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         except OSError as error:
             raise WorkspaceError(f"no folder can be made below {folder.parent}: {error.strerror}") from error
         try:
-            skipped = Counter(unpack_received(self._archive(number, is_halted), unfinished))
+            skipped = unpack_received(_arriving(chunks, is_halted), unfinished)
             unfinished.chmod(folder.stat().st_mode & 0o777)
             shutil.rmtree(folder)
             unfinished.rename(folder)
@@ -75,17 +76,6 @@ class CopiedFolders:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         return skipped
-
-    def _archive(self, number: int, is_halted: Callable[[], bool]) -> Iterator[bytes]:
-        chunks, _ = self.client.api.get_archive(self.carrier, f"/{_FOLDER}/{number}")
-        try:
-            yield from handed_over(
-                chunks, limit=_QUEUED_CHUNKS, patience_seconds=_PATIENCE_SECONDS, is_halted=is_halted
-            )
-        except queue.Empty:
-            raise EngineUnavailableError(
-                f"the Docker engine went silent for {_PATIENCE_SECONDS:g} seconds while it sent an output"
-            ) from None
 
 
 def copy_folders(client: docker.DockerClient, spec: ContainerSpec, *, is_halted: Callable[[], bool]) -> CopiedFolders:
@@ -133,3 +123,15 @@ def _until_halted(chunks: Iterator[bytes], is_halted: Callable[[], bool]) -> Ite
         if is_halted():
             raise RunHaltedError
         yield chunk
+
+
+def _arriving(chunks: Iterator[bytes], is_halted: Callable[[], bool]) -> Iterator[bytes]:
+    """Yield ``chunks``. Raises ``EngineUnavailableError`` where they cease to come."""
+    try:
+        yield from handed_over(chunks, limit=_QUEUED_CHUNKS, patience_seconds=_PATIENCE_SECONDS, is_halted=is_halted)
+    except queue.Empty:
+        raise EngineUnavailableError(
+            f"the Docker engine went silent for {_PATIENCE_SECONDS:g} seconds while it sent an output"
+        ) from None
+    except OSError as error:  # what requests raises is one, too
+        raise EngineUnavailableError(f"the Docker engine went away while it sent an output: {error}") from error

@@ -12,7 +12,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import docker
@@ -27,20 +27,43 @@ _PLACE = "/var/tmp"
 _NETWORK = ipaddress.ip_network("192.0.2.0/24")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class RemoteEngine:
-    """The engine, and the process that it is; its id is that of the namespaces, too."""
+    """The engine: where it listens for us, how it is started, and where its files are."""
 
     address: EngineAddress
-    process: subprocess.Popen[bytes]
+    command: list[str]
     folder: Path
+    _running: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def start(self) -> None:
+        """Start it, as it was when it was stopped."""
+        self._running.enter_context(running(self.command, log=self.folder / "log", environment=os.environ))
+        wait_until(self._answers, seconds=60, what="a remote Docker engine starts")
+
+    def stop(self) -> None:
+        """End it, and with it all that runs there."""
+        self._running.close()
 
     @contextlib.contextmanager
     def client(self) -> Iterator[docker.DockerClient]:
-        """Give a client that sees what is there."""
+        """Give a client that sees what is there, past the network."""
         client = docker.DockerClient(base_url=f"unix://{self.folder}/docker.sock")
         yield client
         client.close()
+
+    def left(self) -> tuple[int, int]:
+        """Return how many containers and volumes it has."""
+        with self.client() as client:
+            return len(client.containers.list(all=True)), len(client.volumes.list())
+
+    def _answers(self) -> bool:
+        try:
+            with self.client() as client:
+                client.ping()
+        except docker.errors.DockerException:
+            return False
+        return True
 
 
 def own_engine() -> EngineAddress:
@@ -94,15 +117,14 @@ def remote_engine(*images: str, with_tls: bool = False, data_size: str | None = 
         command += ["--host", f"tcp://{address}:{port}", "--host", f"unix://{folder}/docker.sock", *tls]
         command += [f"--config-file={folder}/daemon.json", "--bridge=none", "--iptables=false", "--ip6tables=false"]
         command += [f"--data-root={folder}/data", f"--exec-root={folder}/exec", f"--pidfile={folder}/pid"]
-        with running(command, log=folder / "log", environment=os.environ) as process:
-            engine = RemoteEngine(
-                address=EngineAddress(url=f"tcp://{address}:{port}", certificates=certificates),
-                process=process,
-                folder=folder,
-            )
-            wait_until(lambda: _answers(engine), seconds=60, what="a remote Docker engine starts")
+        address_there = EngineAddress(url=f"tcp://{address}:{port}", certificates=certificates)
+        engine = RemoteEngine(address=address_there, command=command, folder=folder)
+        try:
+            engine.start()
             _copy_images(images, engine)
             yield engine
+        finally:
+            engine.stop()
 
 
 @contextlib.contextmanager
@@ -129,15 +151,6 @@ def _namespaces(folder: Path, data_size: str | None) -> Iterator[tuple[subproces
             subprocess.run(line.split(), check=True, capture_output=True)
         # The cable is gone with the network namespace.
         yield holder, theirs
-
-
-def _answers(engine: RemoteEngine) -> bool:
-    try:
-        with engine.client() as client:
-            client.ping()
-    except docker.errors.DockerException:
-        return False
-    return True
 
 
 def _copy_images(images: tuple[str, ...], engine: RemoteEngine) -> None:

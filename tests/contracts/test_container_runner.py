@@ -41,9 +41,9 @@ PROGRAMS = {
     "three lines": (_says("one", "two", "three", 0), "echo one; echo two; echo three"),
     "fails": (_says("no weights", 3), "echo no weights; exit 3"),
     "copies": (_copies, "cp /input/* /output/"),
-    "never ends": (_says("begun", FOREVER), "echo begun; sleep 1000"),
+    "never ends": (_says("begun", FOREVER), "trap exit TERM; echo begun; sleep 1000 & wait"),
     "silent": (_says(0), "true"),
-    "goes on": (_goes_on, "echo begun; while true; do sleep 0.1; done"),
+    "goes on": (_goes_on, "trap exit TERM; echo begun; while true; do sleep 0.1; done"),
 }
 
 
