@@ -7,7 +7,6 @@ may write where the model may not, and has each volume at a place of ours, whate
 
 from __future__ import annotations
 
-import queue
 import shutil
 import tempfile
 from collections import Counter
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import Final
 
 import docker
+from docker.errors import APIError
 from docker.types import Mount
 
+from flows_engine.docker_connection import archive_of
 from flows_engine.docker_removal import remove_container, remove_volumes
-from flows_engine.errors import EngineUnavailableError, RunHaltedError, WorkspaceError
-from flows_engine.handover import handed_over
+from flows_engine.errors import RunHaltedError, WorkspaceError
 from flows_engine.interfaces import BindMount, ContainerSpec
 from flows_engine.received_archive import unpack_received
 from flows_engine.sent_archive import SentFolder, sent_archive
@@ -30,8 +30,6 @@ COPIES_LABEL: Final = "dicomflow.copies-for"
 """The name of the container that carriers and volumes are there for. It has no such label itself."""
 
 _FOLDER: Final = ".dicomflow"
-_QUEUED_CHUNKS: Final = 4
-_PATIENCE_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +58,19 @@ class CopiedFolders:
             on_notice(f"{count} entries of kind {kind} in the output are left on the Docker engine")
 
     def _replace(self, folder: Path, number: int, is_halted: Callable[[], bool]) -> Mapping[str, int]:
-        chunks, _ = self.client.api.get_archive(self.carrier, f"/{_FOLDER}/{number}")
         try:
             # Beside it, so that it takes its place by one rename; whoever prepares the step again removes it.
             unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         except OSError as error:
             raise WorkspaceError(f"no folder can be made below {folder.parent}: {error.strerror}") from error
         try:
-            skipped = unpack_received(_arriving(chunks, is_halted), unfinished)
+            with archive_of(self.client, self.carrier, f"/{_FOLDER}/{number}") as chunks:
+                skipped = unpack_received(_until_halted(chunks, is_halted), unfinished)
             unfinished.chmod(folder.stat().st_mode & 0o777)
             shutil.rmtree(folder)
             unfinished.rename(folder)
+        except APIError:
+            raise
         except OSError as error:
             raise WorkspaceError(f"{folder} cannot be replaced by what a model left: {error.strerror}") from error
         finally:
@@ -123,15 +123,3 @@ def _until_halted(chunks: Iterator[bytes], is_halted: Callable[[], bool]) -> Ite
         if is_halted():
             raise RunHaltedError
         yield chunk
-
-
-def _arriving(chunks: Iterator[bytes], is_halted: Callable[[], bool]) -> Iterator[bytes]:
-    """Yield ``chunks``. Raises ``EngineUnavailableError`` where they cease to come."""
-    try:
-        yield from handed_over(chunks, limit=_QUEUED_CHUNKS, patience_seconds=_PATIENCE_SECONDS, is_halted=is_halted)
-    except queue.Empty:
-        raise EngineUnavailableError(
-            f"the Docker engine went silent for {_PATIENCE_SECONDS:g} seconds while it sent an output"
-        ) from None
-    except OSError as error:  # what requests raises is one, too
-        raise EngineUnavailableError(f"the Docker engine went away while it sent an output: {error}") from error

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import docker
 import requests
@@ -27,7 +29,9 @@ UNREACHABLE: Final = (
 )
 """What requests raises where nobody answers, or no longer."""
 
-ENGINE_TIMEOUT_SECONDS: Final = 60.0
+_TIMEOUT_SECONDS: Final = 60.0
+_PROBE_SECONDS: Final = 2.0
+_PIECE_BYTES: Final = 1024 * 1024
 
 # A model may be silent for hours, which firewalls take for a connection that nobody wants; and a host that lost its
 # power says nothing ever again.
@@ -69,6 +73,17 @@ class _Api(docker.APIClient):  # type: ignore[misc] # docker-py is not typed
             for scheme in ("http://", "https://"):
                 self.mount(scheme, _KeptAlive(pool_connections=DEFAULT_NUM_POOLS))
 
+    def archive(self, container: str, path: str) -> requests.Response:
+        """Ask for ``path`` of a container as an archive.
+
+        docker-py's own way gives no response that could be closed, and the engine holds the container until then; nor
+        does it look whether anything comes.
+        """
+        url = self._url("/containers/{0}/archive", container)
+        response: requests.Response = self._get(url, params={"path": path}, stream=True)
+        self._raise_for_status(response)
+        return response
+
     def merge_environment_settings(self, *arguments: object, **named: object) -> dict[str, object]:
         # The bundle of authorities for the internet (REQUESTS_CA_BUNDLE) has no say about an engine.
         return {**super().merge_environment_settings(*arguments, **named), "verify": self.verify}
@@ -96,7 +111,7 @@ def connected(address: EngineAddress) -> Iterator[docker.DockerClient]:
             is_remote=address.is_remote,
             **{
                 "version": "auto",
-                "timeout": ENGINE_TIMEOUT_SECONDS,
+                "timeout": _TIMEOUT_SECONDS,
                 **address.options,
                 "base_url": address.client_url,
                 **({"tls": _tls(address.certificates)} if address.certificates and address.is_remote else {}),
@@ -112,6 +127,26 @@ def connected(address: EngineAddress) -> Iterator[docker.DockerClient]:
         raise _no_engine(address, error) from error
     finally:
         client.close()
+
+
+@contextmanager
+def archive_of(client: docker.DockerClient, container: str, path: str) -> Iterator[Iterator[bytes]]:
+    """Give the archive of ``path`` in a container, piece by piece, in constant memory.
+
+    Taking a piece raises ``EngineUnavailableError`` where the engine goes away, or says nothing for a minute.
+    """
+    response = client.api.archive(container, path)
+    try:
+        yield _pieces(response)
+    finally:
+        response.close()
+
+
+def _pieces(response: requests.Response) -> Iterator[bytes]:
+    try:
+        yield from response.iter_content(_PIECE_BYTES)
+    except OSError as error:  # what requests raises is one, too
+        raise EngineUnavailableError(f"the Docker engine ceased to send an output: {one_line(error)}") from error
 
 
 def explanation(error: APIError) -> str:
@@ -139,6 +174,8 @@ def _tls(folder: Path) -> TLSConfig:
 
 def _no_engine(address: EngineAddress, error: Exception) -> EngineUnavailableError | EngineMisconfiguredError:
     text = str(error)
+    if address.certificates and "SSL" in text and "EOF" in text:
+        text += _alert(address.client_url, address.certificates)
     if wrong := _what_is_wrong(address, text):
         return EngineMisconfiguredError(f"the Docker engine at {address.url} cannot be spoken with: {wrong}")
     if "Permission denied" in text:
@@ -152,6 +189,22 @@ def _no_engine(address: EngineAddress, error: Exception) -> EngineUnavailableErr
         else "start it (systemctl start docker) or set DOCKER_HOST"
     )
     return EngineUnavailableError(f"no Docker engine answers at {address.url}: {way_out}")
+
+
+def _alert(url: str, folder: Path) -> str:
+    """Return why the engine ended the connection. Who writes at once may miss what it says of our certificate."""
+    there = urlsplit(url)
+    try:
+        context = ssl.create_default_context(cafile=folder / "ca.pem")
+        context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+        with (
+            socket.create_connection((there.hostname or "", there.port or 0), timeout=_PROBE_SECONDS) as connection,
+            context.wrap_socket(connection, server_hostname=there.hostname) as secured,
+        ):
+            secured.recv(1)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _what_is_wrong(address: EngineAddress, text: str) -> str | None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import docker
 from docker.errors import APIError, ImageNotFound, NotFound
@@ -27,10 +27,10 @@ from flows_engine.errors import (
     ImageUnavailableError,
     ModelTimedOutError,
     NoSpaceError,
+    RunHaltedError,
 )
 from flows_engine.gpu_request import gpu_request, why_refused
 from flows_engine.handoff.engine_address import EngineAddress
-from flows_engine.handover import get, put
 from flows_engine.interfaces import ContainerResult, ContainerSpec
 from flows_engine.log_lines import LogLines
 from flows_engine.registry_silence import RegistrySilence
@@ -42,6 +42,10 @@ _FIRST_WORD_SECONDS: Final = 60.0
 _FIRST_WORD_SECONDS_IF_PRESENT: Final = 8.0
 _PULL_SILENCE_SECONDS: Final = 300.0
 _QUEUED_CHUNKS: Final = 256
+_LOOK_SECONDS: Final = 0.5
+"""How often a thread that waits looks whether its run ends."""
+
+_Item = TypeVar("_Item")
 
 # The engine hands on what a registry says in many words, and its own errors in others.
 _FROM_A_REGISTRY_THAT_ANSWERS: Final = re.compile(
@@ -157,7 +161,7 @@ class DockerRunner:
         patience_seconds = _FIRST_WORD_SECONDS_IF_PRESENT if is_present else _FIRST_WORD_SECONDS
         while True:
             try:
-                event = get(events, patience_seconds, is_halted)
+                event = _get(events, patience_seconds, is_halted)
             except queue.Empty:
                 self.silence.remember(spec.image)
                 return f"its registry did not answer within {patience_seconds:g} seconds"
@@ -307,15 +311,34 @@ def _read(attached: socket.SocketIO | socket.socket, chunks: queue.Queue[_Chunk]
     with suppress(OSError):
         connection.settimeout(None)
         for chunk in frames(connection):
-            if not put(chunks, chunk, abandoned):
+            if not _put(chunks, chunk, abandoned):
                 return
-    put(chunks, None, abandoned)
+    _put(chunks, None, abandoned)
+
+
+def _put(chunks: queue.Queue[_Chunk], chunk: _Chunk, abandoned: threading.Event) -> bool:
+    while not abandoned.is_set():
+        with suppress(queue.Full):
+            chunks.put(chunk, timeout=0.5)
+            return True
+    return False
 
 
 def _next(chunks: queue.Queue[_Chunk], deadline: float, spec: ContainerSpec, is_halted: Callable[[], bool]) -> _Chunk:
     with suppress(queue.Empty):
-        return get(chunks, deadline - time.monotonic(), is_halted)
+        return _get(chunks, deadline - time.monotonic(), is_halted)
     raise _timed_out(spec)
+
+
+def _get(items: queue.Queue[_Item], seconds: float, is_halted: Callable[[], bool]) -> _Item:
+    """Return the next item. Raises ``queue.Empty`` after ``seconds``, and ``RunHaltedError``."""
+    deadline = time.monotonic() + seconds
+    while (remaining_seconds := deadline - time.monotonic()) > 0:
+        if is_halted():
+            raise RunHaltedError
+        with suppress(queue.Empty):
+            return items.get(timeout=min(remaining_seconds, _LOOK_SECONDS))
+    raise queue.Empty
 
 
 def _exit_code(client: docker.DockerClient, spec: ContainerSpec, deadline: float) -> int:
