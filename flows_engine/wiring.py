@@ -24,6 +24,7 @@ from flows_engine.destinations.dicom_node import DicomNode
 from flows_engine.docker_runner import DockerRunner
 from flows_engine.engine_block import address_of_block
 from flows_engine.errors import EngineError, WorkspaceError
+from flows_engine.gpu_memory import total_mib
 from flows_engine.handoff.engine_address import EngineAddress
 from flows_engine.handoff.run_claim import RunClaimedError, claim
 from flows_engine.handoff.run_request import Sender
@@ -199,9 +200,10 @@ class Engine:
 def build_engine(settings: SiteSettings) -> Engine:
     """Return the engine of a site. Nothing is started and nothing is asked of Docker yet."""
     data_dir = settings.data_dir.resolve()
+    find_engine = _find_engine(settings)
     return Engine(
         runner=DockerRunner(
-            find_engine=_find_engine(settings), silence=RegistrySilence(folder=data_dir / "locks" / "silent-registries")
+            find_engine=find_engine, silence=RegistrySilence(folder=data_dir / "locks" / "silent-registries")
         ),
         store=StudyStore(data_dir / "studies"),
         runs=data_dir / "runs",
@@ -213,6 +215,8 @@ def build_engine(settings: SiteSettings) -> Engine:
             branch_folder=data_dir / "locks",
             default_mem_limit=settings.default_mem_limit,
             static_mounts=StaticMounts(static_dir=settings.static_dir, cache=data_dir / "static-cache"),
+            # What is asked of NVIDIA's library here says nothing of the GPUs of another host.
+            gpu_total_mib=lambda gpus: {} if find_engine().is_remote else total_mib(gpus),
         ),
         calling_ae_title=settings.ae_title,
         instance_id=instance_id(data_dir),

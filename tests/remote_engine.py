@@ -108,7 +108,8 @@ def remote_engine(*images: str, with_tls: bool = False, data_size: str | None = 
     ):
         folder = Path(name)
         (folder / "daemon.json").write_text("{}")
-        port, tls = 2375, []
+        # To an engine without TLS that does not say so, Docker gives 15 seconds to think again.
+        port, tls = 2375, ["--tls=false"]
         certificates = None
         if with_tls:
             port, certificates = 2376, make_certificates(folder / "tls", address=address)

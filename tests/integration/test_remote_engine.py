@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import socket
 import stat
-import subprocess
-import sys
 import tarfile
 import threading
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -32,29 +27,12 @@ from flows_engine.errors import (
     RunHaltedError,
 )
 from flows_engine.handoff.engine_address import EngineAddress
-from flows_engine.handoff.run_request import Sender
-from flows_engine.handoff.site_settings import SiteSettings
-from flows_engine.handoff.study_store import Fingerprint, StudyRecord
-from flows_engine.run_step import StepResult
-from flows_engine.wiring import Engine, build_engine
+from tests.integration.remote_site import RemoteSite, flow
 from tests.remote_engine import RemoteEngine, make_certificates, remote_engine
-from tests.services import ROOT, unused_port, wait_until
+from tests.services import unused_port, wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.dockerd]
-STUDY = "0193e4c2-7a54-7cc3-98c4-dc0c0c07398f"
 MB = 1_000_000
-
-# A flow run, as far as it matters here: its process and how much memory that takes.
-RUN = """
-import json, logging, resource, sys
-from flows_engine.definition.schema import FlowDefinition
-from flows_engine.wiring import site_engine
-definition = FlowDefinition.model_validate(json.loads(sys.argv[1]))
-engine = site_engine()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-engine.run_step(definition, step=0, run_id=sys.argv[2], study_id=sys.argv[3], logger=logging.getLogger())
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -63,86 +41,11 @@ def remote() -> Iterator[RemoteEngine]:
         yield engine
 
 
-class Site:
-    """An installation whose engine is elsewhere, with one study."""
-
-    def __init__(self, folder: Path, address: EngineAddress) -> None:
-        self.folder = folder
-        self.settings = SiteSettings(
-            data_dir=folder / "data",
-            static_dir=folder / "static",
-            docker_host=address.url,
-            docker_tls_verify=address.certificates is not None,
-            docker_cert_path=address.certificates,
-        )
-        study = self.settings.data_dir / "studies" / STUDY
-        self.input = study / "input"
-        self.input.mkdir(parents=True)
-        (self.input / "slice").write_bytes(b"pixels")
-        (self.input / "slice").chmod(0o600)
-        record = StudyRecord(
-            study_id=STUDY,
-            sender=Sender(ae_title="CT", host="127.0.0.1", port=1),
-            called_ae_title="STORESCP",
-            received_at=datetime.now(UTC),
-            complete=True,
-            instance_count=0,
-            duplicate_count=0,
-            conflict_count=0,
-            size_bytes=0,
-            fingerprint=Fingerprint(instance_count=0, columns={}),
-        )
-        (study / "study.json").write_text(record.model_dump_json())
-        self.run_id = str(uuid.uuid4())
-
-    @property
-    def engine(self) -> Engine:
-        return build_engine(self.settings)
-
-    def run(self, definition: FlowDefinition, step: int = 0, **how: object) -> StepResult:
-        return self.engine.run_step(
-            definition,
-            step=step,
-            run_id=self.run_id,
-            study_id=STUDY,
-            logger=logging.getLogger("test"),
-            **how,  # type: ignore[arg-type]
-        )
-
-    def start(self, definition: FlowDefinition) -> subprocess.Popen[str]:
-        """Run the first model in a process of its own."""
-        environment = {**os.environ, **self.settings.as_environment()}
-        command = [sys.executable, "-c", RUN, definition.model_dump_json(), self.run_id, STUDY]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-
-    def output(self, step: int = 0) -> Path:
-        return self.settings.data_dir / "runs" / self.run_id / f"model-{step + 1}" / "output"
-
-    def make_huge_input(self) -> None:
-        """Add a file that takes no room here, and more time to be sent than a test has."""
-        with (self.input / "huge").open("wb") as file:
-            file.truncate(1 << 40)
-
-
 @pytest.fixture
-def site(tmp_path: Path, remote: RemoteEngine) -> Iterator[Site]:
+def site(tmp_path: Path, remote: RemoteEngine) -> Iterator[RemoteSite]:
     before = remote.left()
-    yield Site(tmp_path, remote.address)
+    yield RemoteSite(tmp_path, remote.address)
     assert remote.left() == before
-
-
-def flow(*scripts: str, **model: object) -> FlowDefinition:
-    kwargs = model.pop("docker_kwargs", {})
-    assert isinstance(kwargs, Mapping)
-    models = [
-        {
-            "docker_kwargs": {"image": "busybox", "command": ["sh", "-c", script], **kwargs},
-            "pull_before_exec": False,
-            **model,
-        }
-        for script in scripts
-    ]
-    return FlowDefinition.model_validate({"name": "remote", "triggers": [], "models": models})
 
 
 @contextlib.contextmanager
@@ -168,7 +71,7 @@ def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="test")
 
 
-def test_the_smallest_flow(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_smallest_flow(site: RemoteSite, caplog: pytest.LogCaptureFixture) -> None:
     smallest = {"triggers": [{"Modality": "CT"}], "models": [{"docker_kwargs": {"image": "hello-world"}}]}
     result = site.run(FlowDefinition.model_validate({"name": "smallest", "destinations": [], **smallest}))
     assert (result.exit_code, result.file_count) == (0, 0)
@@ -176,7 +79,7 @@ def test_the_smallest_flow(site: Site, caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_two_models_with_all_that_is_mounted(
-    site: Site, remote: RemoteEngine, caplog: pytest.LogCaptureFixture
+    site: RemoteSite, remote: RemoteEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     static = site.settings.static_dir
     (static / "weights").mkdir(parents=True)
@@ -211,7 +114,7 @@ def test_two_models_with_all_that_is_mounted(
     assert sorted(path.name for path in site.output().parent.iterdir()) == ["config", "output", "record.json"]
 
 
-def test_nothing_of_ours_is_mounted_there(site: Site, remote: RemoteEngine) -> None:
+def test_nothing_of_ours_is_mounted_there(site: RemoteSite, remote: RemoteEngine) -> None:
     mounts: list[Mapping[str, object]] = []
     with when_it_says("runs") as said:
 
@@ -235,26 +138,26 @@ def test_nothing_of_ours_is_mounted_there(site: Site, remote: RemoteEngine) -> N
         client.api.remove_container(site.run_id)
 
 
-def test_a_copy_that_may_be_written_to_and_the_study_stays_as_it_is(site: Site) -> None:
+def test_a_copy_that_may_be_written_to_and_the_study_stays_as_it_is(site: RemoteSite) -> None:
     definition = flow("echo more >> /input/slice && cp /input/slice /output/", input_writable=True)
     assert site.run(definition).file_count == 1
     assert (site.output() / "slice").read_bytes() == b"pixelsmore\n"
     assert (site.input / "slice").read_bytes() == b"pixels"
 
 
-def test_what_a_failed_model_left_comes_back(site: Site) -> None:
+def test_what_a_failed_model_left_comes_back(site: RemoteSite) -> None:
     with pytest.raises(ModelFailedError):
         site.run(flow("echo half > /output/report; exit 3"))
     assert (site.output() / "report").read_text() == "half\n"
 
 
-def test_lines_come_while_it_runs(site: Site) -> None:
+def test_lines_come_while_it_runs(site: RemoteSite) -> None:
     with when_it_says("one") as said, pytest.raises(RunHaltedError):
         # Were the line kept back until the next one comes, the model would end by its timeout.
         site.run(flow("trap exit TERM; echo one; sleep 60 & wait", timeout=30), is_halted=said.is_set)
 
 
-def test_big_files_take_time_and_no_memory(site: Site) -> None:
+def test_big_files_take_time_and_no_memory(site: RemoteSite) -> None:
     with (site.input / "big").open("wb") as file:
         for number in range(200):
             file.write(bytes([number]) * MB)
@@ -265,7 +168,7 @@ def test_big_files_take_time_and_no_memory(site: Site) -> None:
     assert (site.output() / "big").read_bytes() == (site.input / "big").read_bytes()
 
 
-def test_hostile_output_harms_nobody(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_hostile_output_harms_nobody(site: RemoteSite, caplog: pytest.LogCaptureFixture) -> None:
     definition = flow(
         "cd /output; ln -s /etc/passwd absolute; ln -s ../../../../../../etc/passwd up; ln -s / root; mknod null c 1 3;"
         " mkfifo fifo; echo x > file; ln file again; chmod 4777 file; mkdir closed; echo y > closed/z; chmod 0 closed;"
@@ -286,26 +189,26 @@ def test_hostile_output_harms_nobody(site: Site, caplog: pytest.LogCaptureFixtur
     assert not found["file"] & stat.S_ISUID
 
 
-def test_a_file_larger_than_our_disk_is_not_fetched(site: Site) -> None:
+def test_a_file_larger_than_our_disk_is_not_fetched(site: RemoteSite) -> None:
     with pytest.raises(NoSpaceError, match="1099511627776 bytes"):
         site.run(flow("truncate -s 1099511627776 /output/sparse"))
     assert list(site.output().iterdir()) == []
 
 
-def test_a_model_that_takes_too_long_is_killed(site: Site) -> None:
+def test_a_model_that_takes_too_long_is_killed(site: RemoteSite) -> None:
     with pytest.raises(ModelTimedOutError):
         site.run(flow("sleep 100", timeout=1))
     assert list(site.output().iterdir()) == []
 
 
-def test_a_run_that_ends_while_its_input_is_sent(site: Site) -> None:
+def test_a_run_that_ends_while_its_input_is_sent(site: RemoteSite) -> None:
     site.make_huge_input()
     asked = iter(range(200))
     with pytest.raises(RunHaltedError):
         site.run(flow("true"), is_halted=lambda: next(asked, None) is None)
 
 
-def test_a_run_that_ends_while_its_output_comes_has_none(site: Site) -> None:
+def test_a_run_that_ends_while_its_output_comes_has_none(site: RemoteSite) -> None:
     def comes() -> bool:
         return any(path.stat().st_size for path in site.output().parent.glob(".output-*/big"))
 
@@ -315,7 +218,9 @@ def test_a_run_that_ends_while_its_output_comes_has_none(site: Site) -> None:
     assert list(site.output().iterdir()) == []
 
 
-def test_a_process_that_is_killed_while_it_sends_leaves_nothing_that_stays(site: Site, remote: RemoteEngine) -> None:
+def test_a_process_that_is_killed_while_it_sends_leaves_nothing_that_stays(
+    site: RemoteSite, remote: RemoteEngine
+) -> None:
     before = remote.left()
     site.make_huge_input()
     process = site.start(flow("true"))
@@ -329,7 +234,9 @@ def test_a_process_that_is_killed_while_it_sends_leaves_nothing_that_stays(site:
     assert site.run(flow("cp /input/* /output/")).file_count == 1
 
 
-def test_a_process_that_is_killed_while_it_fetches_leaves_nothing_that_counts(site: Site, remote: RemoteEngine) -> None:
+def test_a_process_that_is_killed_while_it_fetches_leaves_nothing_that_counts(
+    site: RemoteSite, remote: RemoteEngine
+) -> None:
     process = site.start(flow("truncate -s 8G /output/big"))
 
     def comes() -> bool:
@@ -347,7 +254,7 @@ def test_a_process_that_is_killed_while_it_fetches_leaves_nothing_that_counts(si
     assert sorted(path.name for path in site.output().parent.iterdir()) == ["output", "record.json"]
 
 
-def test_a_signal_ends_a_transfer(site: Site, remote: RemoteEngine) -> None:
+def test_a_signal_ends_a_transfer(site: RemoteSite, remote: RemoteEngine) -> None:
     before = remote.left()
     site.make_huge_input()
     process = site.start(flow("true"))
@@ -360,15 +267,24 @@ def test_a_signal_ends_a_transfer(site: Site, remote: RemoteEngine) -> None:
     assert remote.left() == before
 
 
+def test_a_host_that_lost_its_power_is_noticed_by_its_silence(remote: RemoteEngine) -> None:
+    with connected(remote.address) as client:
+        client.containers.create("busybox", "true", name="silent")
+        attached = client.api.attach_socket("silent", params={"stdout": 1, "stream": 1})
+        assert attached.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert attached.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+        client.api.remove_container("silent")
+
+
 def test_an_engine_that_nobody_reaches_may_come_back(tmp_path: Path) -> None:
     address = EngineAddress(url=f"tcp://127.0.0.1:{unused_port()}")
     with pytest.raises(EngineUnavailableError, match=f"no Docker engine answers at {address.url}: see that it runs"):
-        Site(tmp_path, address).run(flow("true"))
+        RemoteSite(tmp_path, address).run(flow("true"))
 
 
 def test_an_engine_that_ends_meanwhile_and_comes_back(tmp_path: Path) -> None:
     with remote_engine("busybox") as engine:
-        site = Site(tmp_path, engine.address)
+        site = RemoteSite(tmp_path, engine.address)
         with when_it_says("runs") as said:
 
             def end_it() -> bool:
@@ -387,7 +303,7 @@ def test_an_engine_that_ends_meanwhile_and_comes_back(tmp_path: Path) -> None:
 
 def test_an_engine_without_room_is_told(tmp_path: Path) -> None:
     with remote_engine("busybox", data_size="64m") as engine:
-        site = Site(tmp_path, engine.address)
+        site = RemoteSite(tmp_path, engine.address)
         with (site.input / "big").open("wb") as file:
             file.truncate(200 * MB)
         with pytest.raises(NoSpaceError, match="the Docker engine has no room left"):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from flows_engine.docker_runner import DockerRunner
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.wiring import build_engine, instance_id
@@ -29,3 +31,12 @@ def test_two_data_folders_are_told_apart_and_one_is_itself_by_any_path(tmp_path:
     (tmp_path / "link").symlink_to("a")
     assert instance_id(tmp_path / "a") == instance_id(tmp_path / "link")
     assert instance_id(tmp_path / "a") != instance_id(tmp_path / "b")
+
+
+def test_the_gpus_of_another_host_are_not_taken_for_those_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows_engine.wiring.total_mib", lambda gpus: dict.fromkeys(gpus, 80_000))
+    for docker_host, known in ((None, {"0": 80_000}), ("tcp://gpu-host:2375", {})):
+        settings = SiteSettings(data_dir=tmp_path, static_dir=tmp_path, docker_host=docker_host)
+        assert build_engine(settings).host.gpu_total_mib(["0"]) == known
