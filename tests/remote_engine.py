@@ -35,15 +35,22 @@ class RemoteEngine:
     command: list[str]
     folder: Path
     _running: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, as it was when it was stopped."""
-        self._running.enter_context(running(self.command, log=self.folder / "log", environment=os.environ))
+        started = running(self.command, log=self.folder / "log", environment=os.environ)
+        self._process = self._running.enter_context(started)
         wait_until(self._answers, seconds=60, what="a remote Docker engine starts")
 
     def stop(self) -> None:
         """End it, and with it all that runs there."""
         self._running.close()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the engine itself; it executes nothing of what runs there."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     @contextlib.contextmanager
     def client(self) -> Iterator[docker.DockerClient]:
