@@ -19,9 +19,9 @@ import docker
 from docker.errors import APIError
 from docker.types import Mount
 
-from flows_engine.docker_connection import archive_of
+from flows_engine.docker_connection import NO_SPACE, archive_of, explanation
 from flows_engine.docker_removal import remove_container, remove_volumes
-from flows_engine.errors import RunHaltedError, WorkspaceError
+from flows_engine.errors import ContainerRefusedError, NoSpaceError, RunHaltedError, WorkspaceError
 from flows_engine.interfaces import BindMount, ContainerSpec
 from flows_engine.received_archive import unpack_received
 from flows_engine.sent_archive import SentFolder, sent_archive
@@ -81,7 +81,8 @@ class CopiedFolders:
 def copy_folders(client: docker.DockerClient, spec: ContainerSpec, *, is_halted: Callable[[], bool]) -> CopiedFolders:
     """Copy the folders of ``spec`` into volumes of the engine, with all in them.
 
-    Raises ``WorkspaceError`` for what cannot be read, ``RunHaltedError``, and docker's own errors. Whatever it made is
+    Raises ``WorkspaceError`` for what cannot be read, ``NoSpaceError``, ``ContainerRefusedError``, ``RunHaltedError``,
+    and docker's own errors. Whatever it made is
     removed by ``remove_copies``, also where it raises.
     """
     labels = {**spec.labels, COPIES_LABEL: spec.name}
@@ -102,7 +103,14 @@ def copy_folders(client: docker.DockerClient, spec: ContainerSpec, *, is_halted:
             for number, mount in enumerate(spec.mounts)
         ]
     )
-    client.api.put_archive(carrier.id, "/", _until_halted(archive, is_halted))
+    try:
+        client.api.put_archive(carrier.id, "/", _until_halted(archive, is_halted))
+    except APIError as error:
+        # From there on the engine names a file, and the folders of a study may be named after a patient.
+        reason = explanation(error).split(f"/{_FOLDER}")[0].rstrip(" :")
+        if NO_SPACE in explanation(error).lower():
+            raise NoSpaceError(f"the Docker engine has no room left for the folders of the model: {NO_SPACE}") from None
+        raise ContainerRefusedError(f"the Docker engine does not take the folders of the model: {reason}") from None
     return CopiedFolders(client=client, carrier=carrier.id, volumes=volumes)
 
 

@@ -29,6 +29,9 @@ UNREACHABLE: Final = (
 )
 """What requests raises where nobody answers, or no longer."""
 
+NO_SPACE: Final = "no space left on device"
+"""What is part of an engine's error where its disk is full."""
+
 _TIMEOUT_SECONDS: Final = 60.0
 _PROBE_SECONDS: Final = 2.0
 _PIECE_BYTES: Final = 1024 * 1024

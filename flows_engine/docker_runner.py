@@ -19,7 +19,7 @@ from docker.types import DeviceRequest, LogConfig, Mount
 from flows_engine.attached import frames
 from flows_engine.bound_folders import bind_mounts
 from flows_engine.copied_folders import COPIES_LABEL, CopiedFolders, copy_folders, remove_copies
-from flows_engine.docker_connection import UNREACHABLE, connected, explanation, one_line
+from flows_engine.docker_connection import NO_SPACE, UNREACHABLE, connected, explanation, one_line
 from flows_engine.docker_removal import remove_container, remove_volumes
 from flows_engine.errors import (
     ContainerRefusedError,
@@ -51,7 +51,6 @@ _Item = TypeVar("_Item")
 _FROM_A_REGISTRY_THAT_ANSWERS: Final = re.compile(
     r"not found|unknown|denied|unauthorized|forbidden|does not exist|no matching manifest|invalid reference", re.I
 )
-_NO_SPACE: Final = "no space left on device"
 
 # What stdout and stderr have said; None is the end of both.
 _Chunk = tuple[bytes | None, bytes | None] | None
@@ -362,7 +361,7 @@ def _refusals(spec: ContainerSpec) -> Iterator[None]:
         raise ImageUnavailableError(f"image {spec.image} was removed from the engine a moment ago") from error
     except APIError as error:
         reason = explanation(error)
-        if _NO_SPACE in reason.lower():
+        if NO_SPACE in reason.lower():
             raise NoSpaceError(f"the Docker engine has no room left: {reason}") from error
         known = why_refused(reason) if spec.gpu_ids else None
         raise ContainerRefusedError(known or f"the Docker engine refuses it: {reason}") from error

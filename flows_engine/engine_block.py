@@ -27,6 +27,11 @@ def address_of_block(name: str, *, site: EngineAddress, kept: Path) -> EngineAdd
     where Prefect cannot be asked and nothing is kept.
     """
     said = _said(name, kept)
+    if settled := {"base_url", "tls"} & said["client_kwargs"].keys():
+        raise EngineMisconfiguredError(
+            f"block docker-host/{name}: client_kwargs: {', '.join(sorted(settled))} cannot be there; the block has its"
+            " base_url, and DOCKER_TLS_VERIFY and DOCKER_CERT_PATH say how TLS is used"
+        )
     options = {key: said[key] for key in _CLIENT_OPTIONS if said[key] is not None}
     try:
         return replace(site, url=said["base_url"] or site.url, options={**options, **said["client_kwargs"]})

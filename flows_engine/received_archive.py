@@ -45,9 +45,11 @@ def unpack_received(chunks: Iterator[bytes], folder: Path) -> Mapping[str, int]:
                     skipped[kind] += 1
                 else:
                     _place(archive, member, folder)
-    # The last three are what tarfile makes of numbers, texts and chains of headers that make no sense.
-    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
+    except (tarfile.TarError, EOFError) as error:
         raise WorkspaceError(f"{_CUT}: {error}") from error
+    except (ValueError, OverflowError, RecursionError) as error:
+        # What tarfile makes of numbers, texts and chains of headers that make no sense. It may quote a name.
+        raise WorkspaceError(f"{_CUT}: {type(error).__name__}") from None
     except OSError as error:
         if is_full(error):
             raise NoSpaceError(f"no room is left for what a model left, below {folder}: {error.strerror}") from error
@@ -157,7 +159,7 @@ def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> N
         _make_parents(first.parent, folder)
         os.link(first, path, follow_symlinks=False)
     else:
-        _write(archive, member, path)
+        _write(archive, member, path, folder=folder)
 
 
 def _below_the_first(name: str) -> tuple[str, ...]:
@@ -187,11 +189,11 @@ def _is_folder(path: Path) -> bool:
     return True
 
 
-def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
-    free_bytes = shutil.disk_usage(path.parent).free
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path, *, folder: Path) -> None:
+    free_bytes = shutil.disk_usage(folder).free
     if member.size > free_bytes:
         raise NoSpaceError(
-            f"a model left a file of {member.size} bytes, and {free_bytes} bytes are free below {path.parent}"
+            f"a model left a file of {member.size} bytes, and {free_bytes} bytes are free below {folder}"
         )
     content = archive.extractfile(member)
     if content is None or member.issparse():

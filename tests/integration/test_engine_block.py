@@ -12,6 +12,7 @@ from prefect_docker import DockerHost
 
 import flows_engine.flows.process_study as recipe
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.docker_connection import connected
 from flows_engine.engine_block import address_of_block
 from flows_engine.errors import EngineMisconfiguredError, EngineUnavailableError
 from flows_engine.handoff.engine_address import EngineAddress
@@ -98,6 +99,20 @@ def test_a_block_that_does_not_exist_is_named(kept: Path) -> None:
 def test_an_address_in_a_block_is_looked_at_as_the_setting_is(kept: Path) -> None:
     with pytest.raises(EngineMisconfiguredError, match=r"block docker-host/my-engine: base_url: .* leads over ssh"):
         address_of_block(save(base_url="ssh://user@host"), site=ELSEWHERE, kept=kept)
+
+
+def test_certificates_are_not_named_in_a_block(kept: Path) -> None:
+    with pytest.raises(EngineMisconfiguredError, match="client_kwargs: tls cannot be there"):
+        address_of_block(save(client_kwargs={"tls": True}), site=ELSEWHERE, kept=kept)
+
+
+@pytest.mark.docker
+@pytest.mark.dockerd
+def test_an_option_that_no_client_has_is_named(kept: Path, remote: RemoteEngine) -> None:
+    name = save(base_url=remote.address.url, client_kwargs={"bogus": 1})
+    address = address_of_block(name, site=EngineAddress(), kept=kept)
+    with pytest.raises(EngineMisconfiguredError, match="'bogus'"), connected(address):
+        pass
 
 
 @pytest.mark.usefixtures("empty_prefect")

@@ -78,7 +78,7 @@ class Site:
         )
 
     def container_of(self, run_id: str) -> docker.models.containers.Container | None:
-        found = self.docker.containers.list(all=True, filters={"label": f"{RUN_LABEL}={run_id}"})
+        found = self.docker.containers.list(all=True, filters={"label": f"{RUN_LABEL}={run_id}"}, ignore_removed=True)
         return next(iter(found), None)
 
 

@@ -27,6 +27,7 @@ from flows_engine.errors import (
     RunHaltedError,
 )
 from flows_engine.handoff.engine_address import EngineAddress
+from tests.factories import leaked_canaries
 from tests.integration.remote_site import RemoteSite, flow
 from tests.remote_engine import RemoteEngine, make_certificates, remote_engine
 from tests.services import unused_port, wait_until
@@ -340,10 +341,12 @@ def test_an_engine_that_is_gone_while_an_output_comes(
 def test_an_engine_without_room_is_told(tmp_path: Path) -> None:
     with remote_engine("busybox", data_size="64m") as engine:
         site = RemoteSite(tmp_path, engine.address)
-        with (site.input / "big").open("wb") as file:
+        (site.input / "CANARYSURNAME").mkdir()
+        with (site.input / "CANARYSURNAME" / "big").open("wb") as file:
             file.truncate(200 * MB)
-        with pytest.raises(NoSpaceError, match="the Docker engine has no room left"):
+        with pytest.raises(NoSpaceError, match="the Docker engine has no room left") as told:
             site.run(flow("true"))
+        assert not leaked_canaries(str(told.value))
         assert engine.left() == (0, 0)
 
 
