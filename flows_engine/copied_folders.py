@@ -66,16 +66,19 @@ class CopiedFolders:
         try:
             with archive_of(self.client, self.carrier, f"/{_FOLDER}/{number}") as chunks:
                 skipped = unpack_received(_until_halted(chunks, is_halted), unfinished)
-            unfinished.chmod(folder.stat().st_mode & 0o777)
-            shutil.rmtree(folder)
-            unfinished.rename(folder)
-        except APIError:
-            raise
-        except OSError as error:
-            raise WorkspaceError(f"{folder} cannot be replaced by what a model left: {error.strerror}") from error
+            _take_place(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         return skipped
+
+
+def _take_place(unfinished: Path, folder: Path) -> None:
+    try:
+        unfinished.chmod(folder.stat().st_mode & 0o777)
+        shutil.rmtree(folder)
+        unfinished.rename(folder)
+    except OSError as error:
+        raise WorkspaceError(f"{folder} cannot be replaced by what a model left: {error.strerror}") from error
 
 
 def copy_folders(client: docker.DockerClient, spec: ContainerSpec, *, is_halted: Callable[[], bool]) -> CopiedFolders:

@@ -115,6 +115,21 @@ def test_two_models_with_all_that_is_mounted(
     assert sorted(path.name for path in site.output().parent.iterdir()) == ["config", "output", "record.json"]
 
 
+def test_a_model_with_two_outputs_and_one_with_three_inputs(site: RemoteSite) -> None:
+    one, two = (
+        model.model_dump(exclude_unset=True)
+        for model in flow(
+            "echo a > /first/a; echo b > /second/b", "cat /in/1/a /in/2/b /in/study/slice > /output/joined"
+        ).models
+    )
+    one |= {"input_mounts": {"src": "/in"}, "output_mounts": {"a": "/first", "b": "/second"}}
+    two |= {"input_mounts": {"a": "/in/1", "b": "/in/2", "src": "/in/study"}, "output_mounts": {"dst": "/output"}}
+    definition = FlowDefinition.model_validate({"name": "graph", "triggers": [], "models": [one, two]})
+    assert site.run(definition).file_count == 2
+    assert site.run(definition, 1).file_count == 1
+    assert (site.output(1) / "joined").read_bytes() == b"a\nb\npixels"
+
+
 def test_nothing_of_ours_is_mounted_there(site: RemoteSite, remote: RemoteEngine) -> None:
     mounts: list[Mapping[str, object]] = []
     with when_it_says("runs") as said:
