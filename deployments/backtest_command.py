@@ -13,12 +13,12 @@ from rich.progress import track
 from deployments.errors import CommandError
 from dicom_gateway.backtest import Backtest
 from dicom_gateway.ledger import Ledger, ReceivedStudy
-from dicom_gateway.matching import match
 from dicom_gateway.moments import read_moment
 from dicom_gateway.wiring import LEDGER_NAME, open_ledger
 from flows_engine.definition.loading import load_definition
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.handoff.site_settings import SiteSettings
+from flows_engine.handoff.study_match import match_study
 from flows_engine.handoff.study_store import StudyNotFoundError, StudyStore
 
 
@@ -37,7 +37,7 @@ def print_backtest(
     ``limit`` is how many ids of matching studies are printed. Raises ``DefinitionError`` and ``CommandError``.
     """
     begin, end = (_moment(name, text) for name, text in (("--since", since), ("--until", until)))
-    loaded = load_definition(file)
+    loaded = load_definition(file, docker_kwargs_allowed=settings.docker_kwargs_allowed)
     for warning in loaded.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     if not (settings.data_dir / LEDGER_NAME).exists():
@@ -77,11 +77,10 @@ def _match(
     study: ReceivedStudy, definition: FlowDefinition, *, store: StudyStore, ledger: Ledger, result: Backtest
 ) -> None:
     try:
-        record = store.record(study.study_id)
+        (finding,) = match_study(store.record(study.study_id), [definition], store=store).flows
     except (StudyNotFoundError, OSError):
         result.add_unreadable()
         return
-    (finding,) = match(record.fingerprint, [definition]).flows
     ran_before = finding.verdict == "matched" and _ran_before(ledger, study.study_id, definition.name)
     result.add(study.study_id, finding, is_held=study.outcome == "held", ran_before=ran_before)
 

@@ -130,7 +130,8 @@ def check(
     from flows_engine.definition.catalogue import definition_files  # noqa: PLC0415
     from flows_engine.definition.loading import load_definition  # noqa: PLC0415
 
-    folder = _settings().settings.flow_directory
+    settings = _settings().settings
+    folder = settings.flow_directory
     try:
         chosen = files or definition_files(folder)
     except OSError as error:
@@ -139,7 +140,7 @@ def check(
     named: dict[str, Path] = {}
     for path in chosen:
         try:
-            loaded = load_definition(path)
+            loaded = load_definition(path, docker_kwargs_allowed=settings.docker_kwargs_allowed)
         except DefinitionError as error:
             bad += 1
             typer.echo(str(error), err=True)

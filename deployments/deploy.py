@@ -49,7 +49,10 @@ def deploy_pools(settings: SiteSettings) -> int:
 
 def _definitions(settings: SiteSettings, *, remember: bool) -> tuple[list[FlowDefinition], int]:
     catalogue = FlowCatalogue(
-        settings.flow_directory, state_folder=settings.data_dir / "definitions", remember=remember
+        settings.flow_directory,
+        state_folder=settings.data_dir / "definitions",
+        docker_kwargs_allowed=settings.docker_kwargs_allowed,
+        remember=remember,
     )
     found = catalogue.refresh()
     for problem in (*found.problems, *found.warnings):

@@ -28,7 +28,11 @@ def serve(settings: SiteSettings) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    catalogue = FlowCatalogue(settings.flow_directory, state_folder=settings.data_dir / "definitions")
+    catalogue = FlowCatalogue(
+        settings.flow_directory,
+        state_folder=settings.data_dir / "definitions",
+        docker_kwargs_allowed=settings.docker_kwargs_allowed,
+    )
     keeper = DeploymentKeeper(
         lambda: catalogue.snapshot().values(), instance_id=instance_id(settings.data_dir), also=_finish_what_was_cut_off
     )

@@ -24,7 +24,12 @@ def write_prefect_yaml(settings: SiteSettings, file: Path, *, check_only: bool) 
     1 if a definition has problems, which are printed: then nothing is written, because a flow would be missing.
     Raises ``FileNotWrittenError`` and ``NameNotForPrefectYamlError``.
     """
-    catalogue = FlowCatalogue(settings.flow_directory, state_folder=settings.data_dir / "definitions", remember=False)
+    catalogue = FlowCatalogue(
+        settings.flow_directory,
+        state_folder=settings.data_dir / "definitions",
+        docker_kwargs_allowed=settings.docker_kwargs_allowed,
+        remember=False,
+    )
     found = catalogue.refresh()
     for problem in (*found.problems, *found.warnings):
         typer.echo(str(problem), err=True)

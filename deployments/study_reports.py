@@ -7,11 +7,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from dicom_gateway.explain import explain
-from dicom_gateway.matching import match
 from dicom_gateway.wiring import LEDGER_NAME, open_ledger
 from flows_engine.definition.catalogue import FlowCatalogue
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.handoff.site_settings import SiteSettings
+from flows_engine.handoff.study_match import match_study, searched_columns
 from flows_engine.handoff.study_store import StudyRecord, StudyStore
 
 _WIDEST = 10_000
@@ -46,16 +46,24 @@ def print_explanation(console: Console, settings: SiteSettings, *, study_id: str
 
     Raises ``StudyNotFoundError``.
     """
-    record = StudyStore(settings.data_dir / "studies").record(study_id)
-    catalogue = FlowCatalogue(settings.flow_directory, state_folder=settings.data_dir / "definitions", remember=False)
+    store = StudyStore(settings.data_dir / "studies")
+    record = store.record(study_id)
+    catalogue = FlowCatalogue(
+        settings.flow_directory,
+        state_folder=settings.data_dir / "definitions",
+        docker_kwargs_allowed=settings.docker_kwargs_allowed,
+        remember=False,
+    )
     catalogue.refresh()
     definitions = list(catalogue.snapshot().values())
-    console.print(explain(match(record.fingerprint, definitions)), markup=False, highlight=False)
+    console.print(explain(match_study(record, definitions, store=store)), markup=False, highlight=False)
     if with_values:
-        _print_values(console, record, definitions)
+        _print_values(console, record, definitions, store=store)
 
 
-def _print_values(console: Console, record: StudyRecord, definitions: list[FlowDefinition]) -> None:
+def _print_values(
+    console: Console, record: StudyRecord, definitions: list[FlowDefinition], *, store: StudyStore
+) -> None:
     console.print("\nvalues in the study (patient data):")
     conditions = {
         condition.tag: condition.written
@@ -63,7 +71,8 @@ def _print_values(console: Console, record: StudyRecord, definitions: list[FlowD
         for trigger in definition.triggers
         for condition in trigger.conditions
     }
+    columns = searched_columns(record, definitions, store=store)
     for tag, written in conditions.items():
-        column = record.fingerprint.columns.get(tag)
-        values = sorted({"\\".join(value) for value in column.values}) if column else ["(in no instance)"]
-        console.print(f"  {written}: {' | '.join(values)}", markup=False, highlight=False)
+        column = columns.get(tag)
+        values = sorted({"\\".join(value) for value in column.values}) if column else []
+        console.print(f"  {written}: {' | '.join(values or ['(in no instance)'])}", markup=False, highlight=False)

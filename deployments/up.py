@@ -87,7 +87,10 @@ class Host:
         """Return the pools that definitions ask for and no worker of this host serves, each with its flows."""
         settings = self.settings
         catalogue = FlowCatalogue(
-            settings.flow_directory, state_folder=settings.data_dir / "definitions", remember=False
+            settings.flow_directory,
+            state_folder=settings.data_dir / "definitions",
+            docker_kwargs_allowed=settings.docker_kwargs_allowed,
+            remember=False,
         )
         catalogue.refresh()
         return without_worker(catalogue.snapshot().values(), self.plan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from dicom_gateway.matching import ConditionFinding, FlowFinding, TriggerFinding
+from flows_engine.handoff.matching import ConditionFinding, FlowFinding, TriggerFinding
 
 
 class Backtest:
@@ -70,7 +70,10 @@ def _reasons(finding: FlowFinding) -> Iterator[str]:
 
 
 def _of_trigger(trigger: TriggerFinding) -> Iterator[str]:
+    if trigger.found:
+        return
     if trigger.holding:
+        yield f"fewer than {trigger.min_instances} instances meet all conditions"
         return
     failed = [condition for condition in trigger.conditions if not condition.holding]
     if not failed:
@@ -79,7 +82,9 @@ def _of_trigger(trigger: TriggerFinding) -> Iterator[str]:
 
 
 def _of_condition(condition: ConditionFinding) -> str:
+    patterns = " and ".join(repr(pattern) for pattern in condition.patterns)
+    if condition.of_study:
+        return f"{condition.tag}: that of the study does not match {patterns}"
     if not condition.having:
         return f"{condition.tag}: no instance has this tag"
-    patterns = " and ".join(repr(pattern) for pattern in condition.patterns)
     return f"{condition.tag}: no instance matches {patterns}"

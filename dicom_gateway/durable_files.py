@@ -21,32 +21,35 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(folder: Path, *, mode: int) -> None:
-    """Create one folder durably, whatever the umask; nothing happens where it is there. Its parent must exist."""
+def make_folder(folder: Path, *, mode: int, durable: bool = True) -> None:
+    """Create one folder, durably, whatever the umask; nothing happens where it is there. Its parent must exist."""
     try:
         folder.mkdir()
     except FileExistsError:
         return
     try:
         folder.chmod(mode)
-        sync_folder(folder.parent)
+        if durable:
+            sync_folder(folder.parent)
     except OSError:
         folder.rmdir()
         raise
 
 
-def write_file(path: Path, *parts: bytes, temporary: Path, mode: int) -> None:
+def write_file(path: Path, *parts: bytes, temporary: Path, mode: int, durable: bool = True) -> None:
     """Put ``parts``, one after the other, at ``path`` such that a reader, or a restart, sees all of it or nothing.
 
     ``temporary`` is a free name on the same file system. On any error neither name is left, and the ``OSError`` goes
-    on.
+    on. What is not ``durable`` outlives the process, and not a power cut.
     """
     try:
-        _write_synced(temporary, parts, mode=mode)
+        _write(temporary, parts, mode=mode, durable=durable)
         temporary.rename(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+    if not durable:
+        return
     try:
         sync_folder(path.parent)
     except OSError:
@@ -54,7 +57,7 @@ def write_file(path: Path, *parts: bytes, temporary: Path, mode: int) -> None:
         raise
 
 
-def _write_synced(path: Path, parts: tuple[bytes, ...], *, mode: int) -> None:
+def _write(path: Path, parts: tuple[bytes, ...], *, mode: int, durable: bool) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         os.fchmod(descriptor, mode)
@@ -62,6 +65,7 @@ def _write_synced(path: Path, parts: tuple[bytes, ...], *, mode: int) -> None:
             rest = memoryview(part)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

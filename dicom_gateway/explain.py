@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dicom_gateway.matching import ConditionFinding, FlowFinding, MatchReport, TriggerFinding
+from flows_engine.handoff.matching import ConditionFinding, FlowFinding, MatchReport, TriggerFinding
 
 _MOST_IN_SUMMARY: Final = 3
 
@@ -50,13 +50,15 @@ def _flow(finding: FlowFinding, instance_count: int) -> list[str]:
 def _reasons(finding: FlowFinding, instance_count: int) -> list[str]:
     lines: list[str] = []
     for number, trigger in enumerate(finding.triggers, start=1):
-        if not trigger.holding:
+        if not trigger.found:
             prefix = f"trigger {number}: " if len(finding.triggers) > 1 else ""
             lines += [prefix + line for line in _trigger(trigger, instance_count)]
     return lines
 
 
 def _trigger(trigger: TriggerFinding, instance_count: int) -> list[str]:
+    if trigger.holding:
+        return [f"{trigger.holding} of {trigger.min_instances} instances that it needs meet all of its conditions"]
     failed = [condition for condition in trigger.conditions if not condition.holding]
     if not failed:
         return [f"each condition holds somewhere, but never all of them in the same one of {instance_count} instances"]
@@ -65,6 +67,8 @@ def _trigger(trigger: TriggerFinding, instance_count: int) -> list[str]:
 
 def _condition(condition: ConditionFinding, instance_count: int) -> str:
     patterns = " and ".join(repr(pattern) for pattern in condition.patterns)
+    if condition.of_study:
+        return f"{condition.tag}: that of the study does not match {patterns}"
     if not condition.having:
         return f"{condition.tag}: none of {instance_count} instances has this tag, so none matches {patterns}"
     return f"{condition.tag}: none of {instance_count} instances matches {patterns}"

@@ -13,7 +13,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Final
 
-from dicom_gateway.header import Header
+from flows_engine.handoff.header import Header
 
 PATIENT_NAME: Final = 0x00100010
 PATIENT_ID: Final = 0x00100020
@@ -96,7 +96,7 @@ def _whole(header: Header, tag: int) -> str:
     text = "\\".join(header.values(tag) or ())
     if text.isascii():
         return text
-    encoded = header.elements[tag].raw.strip(b" \0").hex()
+    encoded = header.raw(tag).strip(b" \0").hex()
     return f"{text}\0{encoded}"
 
 
@@ -107,7 +107,7 @@ def _date(header: Header) -> str:
 def _names(header: Header) -> tuple[str, ...]:
     text = header.text(PATIENT_NAME)
     if _UNDECODED in text:
-        text = header.elements[PATIENT_NAME].raw.decode("latin-1")
+        text = header.raw(PATIENT_NAME).decode("latin-1")
     writings = text.split("=")[:_WRITINGS]
     return tuple(_comparable(name) for name in writings) + ("",) * (_WRITINGS - len(writings))
 

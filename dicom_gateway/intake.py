@@ -1,6 +1,6 @@
 """The use case of the gateway: keep a study, decide what runs on it, have it run. Nothing here knows DICOM's network.
 
-    reception closed ─▶ commit (one rename) ─▶ ledger: received ─▶ match ─▶ ledger: decision + runs ─▶ outbox ─▶ Prefect
+    ended ─▶ collect ─▶ commit (one rename) ─▶ ledger: received ─▶ match ─▶ ledger: decision + runs ─▶ outbox ─▶ Prefect
 
 Each arrow may be the last thing a process does; ``start`` carries on from whichever it was.
 """
@@ -9,31 +9,39 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from typing import Final
+from dataclasses import replace
+from functools import partial
+from typing import Final, Literal
 
 from dicom_gateway import durable_files, explain
 from dicom_gateway.interfaces import Definitions
 from dicom_gateway.ledger import Decision, Ledger
-from dicom_gateway.matching import MatchReport, match
+from dicom_gateway.open_groups import DueGroup, OpenGroups
 from dicom_gateway.outbox import Outbox
-from dicom_gateway.spool import Reception, Spool, SpooledStudy, tidy, write_record
+from dicom_gateway.spool import Spool, SpooledStudy, tidy, write_record
 from dicom_gateway.uid_key import UidKey
 from flows_engine.definition.schema import FlowDefinition
-from flows_engine.handoff.run_request import RunRequest, Sender
+from flows_engine.handoff.matching import MatchReport
+from flows_engine.handoff.run_request import RunRequest
+from flows_engine.handoff.study_match import match_study
 from flows_engine.handoff.study_store import StudyNotFoundError, StudyOutcome, StudyRecord, StudyStore
 
 _log = logging.getLogger(__name__)
+
+LateArrival = Literal["rerun", "ignore", "new"]
+"""What becomes of instances of a study that was closed: a new version of it, nothing, or a study of their own."""
 
 _LOOK_AGAIN_SECONDS: Final = 1.0
 """How soon a study that another process released is noticed."""
 
 
 class Intake:
-    """Takes closed receptions to created runs. Safe to use from several threads.
+    """Takes ended receptions to created runs. Safe to use from several threads.
 
-    With ``hold_incomplete``, a study whose association ended other than by a release waits for a person.
+    ``late_arrival`` says what becomes of what comes of a study that was closed; None where every association is a study
+    of its own. With ``hold_incomplete``, a study whose association ended other than by a release waits for a person.
     """
 
     def __init__(
@@ -46,7 +54,8 @@ class Intake:
         definitions: Definitions,
         uid_key: UidKey,
         hold_incomplete: bool,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        groups: OpenGroups,
+        late_arrival: LateArrival | None = None,
     ) -> None:
         self._spool = spool
         self._store = store
@@ -55,9 +64,12 @@ class Intake:
         self._definitions = definitions
         self._uid_key = uid_key
         self._hold_incomplete = hold_incomplete
-        self._clock = clock
+        self._groups = groups
+        self._late_arrival = late_arrival
+        self._open: set[str] = set()
+        self._ended: deque[tuple[str, bool]] = deque()
         self._backlog: list[SpooledStudy] = []
-        self._backlog_lock = threading.Lock()
+        self._committing = threading.Lock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
@@ -73,33 +85,78 @@ class Intake:
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish the decision at hand, and stop."""
+        """Finish the decision at hand, move to the store what has ended, and stop."""
         self._stopping.set()
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join()
+            self.commit_ended()
         self._outbox.stop()
 
-    def open(self, *, sender: Sender, called_ae_title: str) -> Reception:
-        """Return the place for the instances of one association that begins now."""
-        return self._spool.open(sender=sender, called_ae_title=called_ae_title, received_at=self._clock())
+    def opened(self, reception_id: str) -> None:
+        """Take note that a reception has begun: no group that it feeds is closed before it ends."""
+        self._open.add(reception_id)
 
-    def finish(self, reception: Reception, *, complete: bool) -> None:
-        """End a reception: its studies move to the store. What the disk refuses is tried again. Never raises."""
-        studies = reception.close(complete=complete)
-        with self._backlog_lock:
-            self._backlog.extend(studies)
-        self._commit_backlog()
+    def finish(self, reception_id: str, *, complete: bool) -> None:
+        """Take note that a reception has ended: its studies move to the store. What the disk refuses is tried again."""
+        self._ended.append((reception_id, complete))
         self._wake.set()
 
-    def _recover(self) -> None:
-        for study in self._spool.leftovers():
-            self._commit(study)
-            _log.warning(
-                "a study was recovered from the spool; instances: %d",
-                study.record.instance_count,
-                extra={"action": "recover", "study_id": study.record.study_id},
+    def commit_ended(self) -> None:
+        """Move the studies of ended receptions to the store, as far as they are complete and the disk allows."""
+        with self._committing:
+            for _ in range(len(self._ended)):
+                reception_id, complete = self._ended.popleft()
+                if not self._done(reception_id, partial(self._groups.take, reception_id, is_complete=complete)):
+                    self._ended.append((reception_id, complete))
+                self._open.discard(reception_id)
+            for due in self._groups.due(open_receptions=frozenset(self._open)):
+                self._done(due.group_id, partial(self._close, due))
+            self._commit_backlog()
+
+    def _done(self, reception_id: str, step: Callable[[], None]) -> bool:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001  # a full disk must not lose the others; this one is tried again
+            _log.error(
+                "what was received could not be collected (%s); trying again",
+                type(error).__name__,
+                extra={"action": "collect", "reception": reception_id},
             )
+            return False
+        return True
+
+    def _close(self, group: DueGroup) -> None:
+        earlier = self._earlier_studies(group)
+        if self._late_arrival == "rerun":
+            for study_id in earlier:
+                self._spool.link(self._store.input_folder(study_id).rglob("*.dcm"), group.group_id)
+        for study in self._spool.collect(group.group_id, complete=group.is_complete):
+            is_late = bool(earlier) and (
+                self._late_arrival == "ignore" or study.record.new_instance_count != study.record.instance_count
+            )
+            record = study.record.model_copy(update={"earlier_study_id": earlier[0] if is_late else ""})
+            self._backlog.append(replace(study, record=record))
+        self._groups.closed(group.group_id)
+
+    def _earlier_studies(self, group: DueGroup) -> list[str]:
+        """Return the newest version of each study that more has come of, and that is still in the store."""
+        if self._late_arrival in (None, "new") or self._spool.is_closing(group.group_id):
+            return []
+        newest = []
+        for uid in sorted(self._groups.study_uids(group.group_id)):
+            for study_id in self._ledger.studies_of(self._uid_key.hash_of(uid)):
+                try:
+                    self._store.input_folder(study_id)
+                except StudyNotFoundError:
+                    continue
+                newest.append(study_id)
+                break
+        return list(dict.fromkeys(newest))
+
+    def _recover(self) -> None:
+        self._groups.restore()
+        self.commit_ended()
         for study_id in self._store.study_ids():
             if not self._ledger.has(study_id):
                 self._enter_again(study_id)
@@ -123,24 +180,23 @@ class Intake:
             _log.warning("a study that the ledger did not know was entered", extra=extra)
 
     def _commit_backlog(self) -> None:
-        with self._backlog_lock:
-            waiting, self._backlog = self._backlog, []
-            for study in waiting:
-                extra = {"action": "commit", "study_id": study.record.study_id}
-                try:
-                    self._commit(study)
-                except Exception as error:  # noqa: BLE001  # a full disk must not lose the others; this one is tried again
-                    self._backlog.append(study)
-                    _log.error(
-                        "a study could not be moved to the store (%s); trying again", type(error).__name__, extra=extra
+        waiting, self._backlog = self._backlog, []
+        for study in waiting:
+            extra = {"action": "commit", "study_id": study.record.study_id}
+            try:
+                self._commit(study)
+            except Exception as error:  # noqa: BLE001  # a full disk must not lose the others; this one is tried again
+                self._backlog.append(study)
+                _log.error(
+                    "a study could not be moved to the store (%s); trying again", type(error).__name__, extra=extra
+                )
+            else:
+                _log.info("a study was received; instances: %d", study.record.instance_count, extra=extra)
+                if study.record.conflict_count:
+                    count = study.record.conflict_count
+                    _log.warning(
+                        "instances that share the UID of another one and differ from it: %d", count, extra=extra
                     )
-                else:
-                    _log.info("a study was received; instances: %d", study.record.instance_count, extra=extra)
-                    if study.record.conflict_count:
-                        count = study.record.conflict_count
-                        _log.warning(
-                            "instances that share the UID of another one and differ from it: %d", count, extra=extra
-                        )
 
     def _commit(self, study: SpooledStudy) -> None:
         target = self._store.folder(study.record.study_id)
@@ -152,6 +208,8 @@ class Intake:
             durable_files.sync_folder(self._store.root)
             durable_files.sync_folder(study.folder.parent)
         self._ledger.add(study.record, uid_hashes=self._uid_key.hashes_of(study.record))
+        if study.record.earlier_study_id and self._late_arrival == "rerun":
+            self._ledger.supersede(study.record.earlier_study_id, by=study.record.study_id)
         tidy(study.folder.parent)
 
     def _run(self) -> None:
@@ -159,8 +217,7 @@ class Intake:
             self._wake.wait(timeout=_LOOK_AGAIN_SECONDS)
             self._wake.clear()
             try:
-                if self._backlog:
-                    self._commit_backlog()
+                self.commit_ended()
                 for study_id, released in self._ledger.undecided():
                     self._decide(study_id, released=released)
             except Exception as error:  # noqa: BLE001  # outer edge of the thread: what is undecided is taken up again
@@ -183,7 +240,9 @@ class Intake:
                 self._store.record(study_id),
                 study_uri=self._store.input_folder(study_id).parent.absolute().as_uri(),
                 definitions=self._definitions.snapshot(),
+                store=self._store,
                 hold=self._hold_incomplete and not released,
+                runs_late=released or self._late_arrival != "ignore",
             )
         except StudyNotFoundError as error:
             return Decision(outcome="held", reason=str(error))
@@ -199,8 +258,32 @@ class Intake:
         )
 
 
-def decide(record: StudyRecord, *, study_uri: str, definitions: Mapping[str, FlowDefinition], hold: bool) -> Decision:
-    """Return what is to become of a study. Pure. ``hold`` says that an incomplete one waits for a person."""
+def decide(
+    record: StudyRecord,
+    *,
+    study_uri: str,
+    definitions: Mapping[str, FlowDefinition],
+    store: StudyStore,
+    hold: bool,
+    runs_late: bool = True,
+) -> Decision:
+    """Return what is to become of a study.
+
+    ``hold`` says that an incomplete one waits for a person, ``runs_late`` that flows run on what came late. Pure, but
+    for the files of the study, which are read where a definition asks for what only they tell.
+    """
+    if record.earlier_study_id and not runs_late:
+        reason = (
+            f"it came after study {record.earlier_study_id} was closed, and LATE_ARRIVAL is ignore; "
+            f"`dicomflow release {record.study_id}` runs it"
+        )
+        return Decision(outcome="no-match", reason=reason)
+    if record.earlier_study_id and record.new_instance_count == 0:
+        reason = (
+            f"all of it had come before, as study {record.earlier_study_id}; "
+            f"`dicomflow reprocess {record.earlier_study_id}` runs that again"
+        )
+        return Decision(outcome="no-match", reason=reason)
     if hold and not record.complete:
         reason = (
             f"the association was not released: it ended after {record.instance_count} instances, and more may "
@@ -210,7 +293,7 @@ def decide(record: StudyRecord, *, study_uri: str, definitions: Mapping[str, Flo
     if not definitions:
         reason = f"no flow definition is in force; `dicomflow release {record.study_id}` decides again"
         return Decision(outcome="held", reason=reason)
-    report = match(record.fingerprint, definitions.values())
+    report = match_study(record, definitions.values(), store=store)
     return Decision(
         outcome=_outcome(report),
         reason=explain.summary(report),
@@ -244,6 +327,7 @@ def _request(record: StudyRecord, definition: FlowDefinition, *, study_uri: str)
         study_uri=study_uri,
         sender=record.sender,
         received_at=record.received_at,
+        reason="late-arrival" if record.earlier_study_id else "received",
         definition=definition,
     )
     return request, idempotency_key(record.study_id, definition)

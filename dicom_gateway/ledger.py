@@ -271,6 +271,14 @@ class Ledger:
                 ],
             )
 
+    def supersede(self, study_id: str, *, by: str) -> None:
+        """Let a held study wait for nobody any more, since all of it is part of another one."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE studies SET outcome = 'no-match', reason = ? WHERE study_id = ? AND outcome = 'held'",
+                (f"more of it came later, and all of it is study {by}", study_id),
+            )
+
     def release(self, study_id: str) -> None:
         """Have a study that is held, or matched nothing, decided again, as if it were complete.
 

@@ -1,189 +1,326 @@
-"""The application entity: listens, negotiates, and hands events to the handlers. pynetdicom's settings are all here."""
+"""Listens, and spreads connections over processes that receive; takes note of what they receive, also when they die.
+
+One process accepts, several receive, a process a core: Python's threads share one core, and a process that a hostile
+object brings down takes its own associations along, and no others.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
-from socketserver import TCPServer
-from typing import Any, Final
-from weakref import WeakSet
-
-from pydicom import config as pydicom_config
-from pydicom.uid import UID
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, _config
-from pynetdicom.presentation import NonPatientObjectPresentationContexts
-from pynetdicom.transport import ThreadedAssociationServer
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Final
 
 from dicom_gateway.errors import StartError
-from dicom_gateway.handlers import Handlers
+from dicom_gateway.peers import NO_ROOM, Rejection
+from dicom_gateway.process_channel import Message, ProcessChannel
+from dicom_gateway.receiver_settings import ReceiverSettings
+from dicom_gateway.tls import server_context
 
 _log = logging.getLogger(__name__)
 
-_VERIFICATION: Final = "1.2.840.10008.1.1"
-_MOST_ASSOCIATIONS: Final = 100
 _LISTEN_BACKLOG: Final = 512
-_LARGEST_PDU_BYTES: Final = 128 * 1024
-_SILENCE_SECONDS: Final = 300.0
-"""A peer that says nothing between two messages for so long is taken for dead. A scanner may pause for minutes."""
-_UNFINISHED_PDU_SECONDS: Final = 60.0
-"""A peer that falls silent in the middle of a PDU for so long is taken for dead."""
-_NEGOTIATION_SECONDS: Final = 30.0
-_POLL_SECONDS: Final = 0.2
-_FAREWELL_SECONDS: Final = 1.0
+_START_SECONDS: Final = 60.0
+_PAUSE_BEFORE_RESTART_SECONDS: Final = 1.0
+_NO_DESCRIPTORS_PAUSE_SECONDS: Final = 0.1
+_END_SECONDS: Final = 5.0
 
 
 class Receiver:
-    """The storage SCP. ``start`` and ``stop`` are called once each."""
+    """The storage SCP. ``start`` and ``stop`` are called once each.
 
-    def __init__(self, handlers: Handlers, *, ae_title: str, hostname: str, port: int) -> None:
-        self._handlers = handlers
-        self._ae_title = ae_title
-        self._hostname = hostname
-        self._wanted_port = port
-        self._server: _Server | None = None
-        self._thread: threading.Thread | None = None
+    ``on_opened`` is called with the id of a reception before anything comes into it, ``on_ended`` once nothing more
+    will, with whether its sender said that it was complete; from several threads.
+    """
+
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        *,
+        on_ended: Callable[[str, bool], None],
+        on_opened: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._on_ended = on_ended
+        self._on_opened = on_opened
+        self._listening: list[_Door] = []
+        self._processes: list[_Process] = []
+        self._threads: list[threading.Thread] = []
+        self._stopping = threading.Event()
 
     @property
     def port(self) -> int:
         """The port that is listened on, also where port 0 left the choice to the system. Only after ``start``."""
-        if self._server is None:
+        if not self._listening:
             raise StartError("the receiver is not started")
-        return int(self._server.server_address[1])
+        return self._listening[0].port
+
+    @property
+    def tls_port(self) -> int:
+        """The port that TLS is spoken on beside ``port``. Only after ``start``, and where there is one."""
+        return self._listening[1].port
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are served at this moment."""
+        return sum(len(process.connections) for process in self._processes)
 
     def start(self) -> None:
-        """Begin to listen. Raises ``StartError`` where the address cannot be had."""
-        _accept_every_storage_class()
-        entity = AE(ae_title=self._ae_title)
-        entity.maximum_associations = _MOST_ASSOCIATIONS
-        entity.maximum_pdu_size = _LARGEST_PDU_BYTES
-        entity.network_timeout = _SILENCE_SECONDS
-        entity.dimse_timeout = _SILENCE_SECONDS
-        entity.acse_timeout = _NEGOTIATION_SECONDS
-        entity.add_supported_context(_VERIFICATION, ALL_TRANSFER_SYNTAXES)
-        # Known to pynetdicom, but not as storage: hanging protocols, colour palettes, implant templates and the like.
-        for context in NonPatientObjectPresentationContexts:
-            entity.add_supported_context(str(context.abstract_syntax), ALL_TRANSFER_SYNTAXES)
+        """Begin to listen. Raises ``StartError`` where an address cannot be had, or TLS not be spoken."""
+        settings = self._settings
+        if settings.tls is not None:
+            server_context(settings.tls)
+        self._listening = _doors(settings)
         try:
-            address = socket.getaddrinfo(
-                self._hostname or None, self._wanted_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            # IPv4 first: "localhost" means 127.0.0.1 to most senders.
-            bound = min(address, key=lambda entry: entry[0] != socket.AF_INET)[4]
-            server: _Server = entity.make_server(  # type: ignore[assignment]  # it returns what server_class names
-                (str(bound[0]), int(bound[1])), evt_handlers=self._handlers.bindings(), server_class=_Server
-            )
-        except OSError as error:
-            raise StartError(self._cannot_listen(error)) from error
-        server.handlers = self._handlers
-        self._server = server
-        self._thread = threading.Thread(
-            target=server.serve_forever, args=(_POLL_SECONDS,), name="receiver", daemon=True
-        )
-        self._thread.start()
+            self._processes = [self._new_process() for _ in range(settings.processes)]
+            deadline = time.monotonic() + _START_SECONDS
+            for process in self._processes:
+                process.wait_until_ready(deadline=deadline)
+        except StartError:
+            for door in self._listening:
+                door.socket.close()
+            for process in self._processes:
+                process.kill()
+            raise
+        self._threads = [
+            threading.Thread(target=self._accept, args=(door,), name="receiver", daemon=True)
+            for door in self._listening
+        ]
+        self._threads += [
+            threading.Thread(target=self._watch, args=(place,), name=f"receiver-{place}", daemon=True)
+            for place in range(settings.processes)
+        ]
+        for thread in self._threads:
+            thread.start()
         _log.info(
-            "listening as %s on %s:%d", self._ae_title, self._hostname or "*", self.port, extra={"action": "listen"}
+            "listening as %s on %s:%d; processes: %d",
+            settings.ae_title,
+            settings.hostname or "*",
+            self.port,
+            settings.processes,
+            extra={"action": "listen"},
         )
 
     def stop(self, *, grace_seconds: float) -> None:
         """Take no more associations, let open ones go on for ``grace_seconds``, then end all there are."""
-        server, thread = self._server, self._thread
-        if server is None or thread is None:
+        if not self._threads:
             return
-        server.shutdown()
-        thread.join()
-        deadline = time.monotonic() + grace_seconds
-        while server.active_associations and time.monotonic() < deadline:
-            time.sleep(0.02)
-        _abort(server)
-        self._handlers.end_all()
+        self._stopping.set()
+        for door in self._listening:
+            # Also wakes the thread that waits in accept.
+            with suppress(OSError):
+                door.socket.shutdown(socket.SHUT_RDWR)
+            door.socket.close()
+        for process in self._processes:
+            process.tell_to_stop(grace_seconds=grace_seconds)
+        deadline = time.monotonic() + grace_seconds + _END_SECONDS
+        for process in self._processes:
+            process.end(deadline=deadline)
+        for thread in self._threads:
+            thread.join()
 
-    def _cannot_listen(self, error: OSError) -> str:
-        where = f"{self._hostname or '*'}:{self._wanted_port}"
-        if error.errno == errno.EADDRINUSE:
-            return f"AE_PORT: {where} is in use by another program; stop it, or set AE_PORT to a free port"
-        if error.errno == errno.EACCES:
-            return f"AE_PORT: {where} may not be used without privileges; set AE_PORT to a port above 1023"
-        return f"AE_HOSTNAME: cannot listen on {where}: {error.strerror or error}"
+    def _accept(self, door: _Door) -> None:
+        while not self._stopping.is_set():
+            try:
+                connection, address = door.socket.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    _log.error("a connection cannot be accepted: %s", error.strerror, extra={"action": "accept"})
+                    self._stopping.wait(_NO_DESCRIPTORS_PAUSE_SECONDS)
+                continue
+            with connection:
+                self._hand_over(connection, address=str(address[0]), is_secure=door.is_secure)
 
+    def _hand_over(self, connection: socket.socket, *, address: str, is_secure: bool) -> None:
+        rejection = self._rejection(address)
+        for process in sorted(self._processes, key=lambda process: len(process.connections)):
+            if process.serve(connection, address=address, is_secure=is_secure, rejection=rejection):
+                return
 
-class _Server(ThreadedAssociationServer):
-    """The listening socket. pynetdicom's own has a backlog of 5, and its accepted sockets have no time-out."""
+    def _rejection(self, address: str) -> Rejection | None:
+        addresses = [one for process in self._processes for one in list(process.connections.values())]
+        if self._settings.room is not None and not self._settings.room.is_left():
+            return NO_ROOM
+        return self._settings.limits.rejection(addresses=addresses, address=address)
 
-    request_queue_size = _LISTEN_BACKLOG
-    handlers: Handlers | None = None
+    def _watch(self, place: int) -> None:
+        """Take note of what one process tells, and start another when it is gone."""
+        while True:
+            self._processes[place].take_notes()
+            if self._stopping.is_set():
+                return
+            _log.error("a receiving process died; another one is started", extra={"action": "restart"})
+            self._stopping.wait(_PAUSE_BEFORE_RESTART_SECONDS)
+            if self._stopping.is_set():
+                return
+            self._processes[place] = self._new_process()
 
-    _connections: WeakSet[socket.socket]
-
-    def server_activate(self) -> None:
-        """Begin to listen."""
-        self._connections = WeakSet()
-        super().server_activate()
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection, and see to it that a peer that falls silent in the middle of a PDU frees its thread."""
-        connection, address = super().get_request()
-        connection.settimeout(_UNFINISHED_PDU_SECONDS)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._connections.add(connection)
-        return connection, address
-
-    def drop_connections(self) -> None:
-        """End every connection, also one whose thread waits for the rest of a PDU."""
-        for connection in list(self._connections):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def shutdown(self) -> None:
-        """Stop listening. pynetdicom's own wants to have started the server itself."""
-        TCPServer.shutdown(self)
-        self.server_close()
-
-    def service_actions(self) -> None:
-        """Look after associations that ended without an event; called several times a second."""
-        super().service_actions()
-        if self.handlers is not None:
-            self.handlers.sweep()
+    def _new_process(self) -> _Process:
+        return _Process(self._settings, on_ended=self._on_ended, on_opened=self._on_opened)
 
 
-def _abort(server: _Server) -> None:
-    """Tell every peer that is left, and let none of them keep us."""
-    aborts = [
-        threading.Thread(target=association.abort, name="abort", daemon=True)
-        for association in server.active_associations
-    ]
-    for abort in aborts:
-        abort.start()
-    deadline = time.monotonic() + _FAREWELL_SECONDS
-    for abort in aborts:
-        abort.join(timeout=max(0.0, deadline - time.monotonic()))
-    server.drop_connections()
+class _Process:
+    """A receiving process, and what is known of it."""
+
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        *,
+        on_ended: Callable[[str, bool], None],
+        on_opened: Callable[[str], None],
+    ) -> None:
+        self._on_ended = on_ended
+        self._on_opened = on_opened
+        self._receptions: set[str] = set()
+        self._numbers = 0
+        self._lock = threading.Lock()
+        self.connections: dict[int, str] = {}
+        """The address of each peer, by the number of its connection."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  # our own module
+                [sys.executable, "-m", "dicom_gateway.receiving_process", str(theirs.fileno())],
+                pass_fds=[theirs.fileno(), *([] if settings.lock is None else [settings.lock])],
+                stdin=subprocess.DEVNULL,
+                env=_environment(),
+            )
+        self._channel = ProcessChannel(ours)
+        self._channel.send("settings", **settings.model_dump(mode="json"))
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def wait_until_ready(self, *, deadline: float) -> None:
+        """Wait until it serves. Raises ``StartError`` where it does not."""
+        killer = threading.Timer(max(0.0, deadline - time.monotonic()), self.kill)
+        killer.start()
+        try:
+            while True:
+                message = self._channel.receive()
+                if message is None:
+                    raise StartError("a receiving process did not start; what it said is above")
+                if message.kind == "ready":
+                    return
+                self._note(message)
+        finally:
+            killer.cancel()
+
+    def serve(self, connection: socket.socket, *, address: str, is_secure: bool, rejection: Rejection | None) -> bool:
+        """Hand over a connection, to be rejected or not; return whether the process is there to take it."""
+        with self._lock:
+            self._numbers += 1
+            number = self._numbers
+            self.connections[number] = address
+        taken = self._channel.send(
+            "serve",
+            descriptor=connection.fileno(),
+            number=number,
+            is_secure=is_secure,
+            rejection=None if rejection is None else asdict(rejection),
+        )
+        if not taken:
+            with self._lock:
+                self.connections.pop(number, None)
+        return taken
+
+    def take_notes(self) -> None:
+        """Take note of what the process tells, until it is gone, and then of what it left."""
+        while (message := self._channel.receive()) is not None:
+            self._note(message)
+        self._process.wait()
+        with self._lock:
+            self.connections.clear()
+        for reception in sorted(self._receptions):
+            self._on_ended(reception, False)
+        self._receptions.clear()
+        self._channel.close()
+
+    def tell_to_stop(self, *, grace_seconds: float) -> None:
+        """Have it end by itself."""
+        self._channel.send("stop", grace_seconds=grace_seconds)
+
+    def end(self, *, deadline: float) -> None:
+        """See that it has ended."""
+        try:
+            self._process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait()
+
+    def _note(self, message: Message) -> None:
+        values = message.values
+        if message.kind == "opened":
+            self._receptions.add(values["reception"])
+            self._on_opened(values["reception"])
+        elif message.kind == "ended":
+            self._receptions.discard(values["reception"])
+            self._on_ended(values["reception"], bool(values["complete"]))
+        elif message.kind == "closed":
+            with self._lock:
+                self.connections.pop(values["number"], None)
+        elif message.kind == "log":
+            logger = logging.getLogger(values["name"])
+            if logger.isEnabledFor(values["level"]):
+                logger.log(values["level"], "%s", values["text"], extra=values["extra"])
 
 
-def configure_pynetdicom_logging(level: str) -> None:
-    """Set how much pynetdicom tells: ``none`` (its warnings), ``standard``, or ``debug`` (may show patient data)."""
-    _config.LOG_HANDLER_LEVEL = "none" if level == "none" else "standard"
-    levels = {"none": logging.WARNING, "standard": logging.INFO, "debug": logging.DEBUG}
-    logging.getLogger("pynetdicom").setLevel(levels[level])
+def _environment() -> dict[str, str]:
+    """Return this process's environment, in which the other one finds the same packages."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
-def _accept_every_storage_class() -> None:
-    """Change pynetdicom's process-wide settings: every storage class is accepted, and no UID ends an association.
+@dataclass(frozen=True, kw_only=True)
+class _Door:
+    """A port that is listened on."""
 
-    With its own validation a single odd UID aborts the association, and the sender's other instances with it; the
-    handlers judge UIDs instead, and answer for that one instance.
-    """
-    _config.UNRESTRICTED_STORAGE_SERVICE = True
-    _config.VALIDATORS["UI"] = _any_uid
-    # Both libraries would repeat the sender's text, whatever that is, for each odd value of a command.
-    pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
-    for name in ("pydicom", "pynetdicom.utils"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    socket: socket.socket
+    is_secure: bool
+
+    @property
+    def port(self) -> int:
+        return int(self.socket.getsockname()[1])
 
 
-def _any_uid(_value: UID) -> tuple[bool, str]:
-    return True, ""
+def _doors(settings: ReceiverSettings) -> list[_Door]:
+    is_secure = settings.tls is not None and settings.tls_port is None
+    first = _Door(socket=_listen(settings.hostname, settings.port, setting="AE_PORT"), is_secure=is_secure)
+    if settings.tls_port is None:
+        return [first]
+    try:
+        return [first, _Door(socket=_listen(settings.hostname, settings.tls_port, setting="TLS_PORT"), is_secure=True)]
+    except StartError:
+        first.socket.close()
+        raise
+
+
+def _listen(hostname: str, port: int, *, setting: str) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(hostname or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # IPv4 first: "localhost" means 127.0.0.1 to most senders.
+        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        return socket.create_server((str(address[0]), int(address[1])), family=family, backlog=_LISTEN_BACKLOG)
+    except OSError as error:
+        raise StartError(_cannot_listen(hostname, port, error, setting=setting)) from error
+
+
+def _cannot_listen(hostname: str, port: int, error: OSError, *, setting: str) -> str:
+    where = f"{hostname or '*'}:{port}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{setting}: {where} is in use by another program; stop it, or set {setting} to a free port"
+    if error.errno == errno.EACCES:
+        return f"{setting}: {where} may not be used without privileges; set {setting} to a port above 1023"
+    return f"AE_HOSTNAME: cannot listen on {where}: {error.strerror or error}"

@@ -128,7 +128,12 @@ def _carry_out(
 
 
 def _definitions_in_force(settings: SiteSettings, logger: Logger) -> dict[str, FlowDefinition]:
-    catalogue = FlowCatalogue(settings.flow_directory, state_folder=settings.data_dir / "definitions", remember=False)
+    catalogue = FlowCatalogue(
+        settings.flow_directory,
+        state_folder=settings.data_dir / "definitions",
+        docker_kwargs_allowed=settings.docker_kwargs_allowed,
+        remember=False,
+    )
     for problem in catalogue.refresh().problems:
         logger.warning("%s", problem)
     return dict(catalogue.snapshot())

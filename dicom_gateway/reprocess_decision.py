@@ -9,21 +9,22 @@ run; whoever asks once the new run is over gets another one.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from dicom_gateway.errors import RequestError
 from dicom_gateway.intake import idempotency_key
 from dicom_gateway.interfaces import StudyRun
-from dicom_gateway.matching import FlowFinding, match
 from dicom_gateway.reprocess_request import ReprocessRequest
 from flows_engine.definition import naming
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.definition.wording import quoted
-from flows_engine.handoff.study_store import Fingerprint
+from flows_engine.handoff.matching import FlowFinding, MatchReport
 
 _MOST_NAMED: Final = 10
+
+Match = Callable[[Collection[FlowDefinition]], MatchReport]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +68,11 @@ def candidates(definitions: Mapping[str, FlowDefinition], flow: str) -> tuple[Fl
     return (definitions[flow],)
 
 
-def choose(fingerprint: Fingerprint, definitions: Collection[FlowDefinition], request: ReprocessRequest) -> Choice:
-    """Return which of ``definitions`` a request runs on a study."""
+def choose(match: Match, definitions: Collection[FlowDefinition], request: ReprocessRequest) -> Choice:
+    """Return which of ``definitions`` a request runs on a study. ``match`` says which of them fire on it."""
     if request.flow and not request.only_matching:
         return Choice(run=tuple(definitions), others=())
-    report = match(fingerprint, definitions)
+    report = match(definitions)
     return Choice(
         run=tuple(definition for definition in definitions if definition.name in report.matched),
         others=tuple(finding for finding in report.flows if finding.verdict != "matched"),

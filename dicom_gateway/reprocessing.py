@@ -16,7 +16,6 @@ from dicom_gateway.backing_off import wait_seconds
 from dicom_gateway.errors import TriggerRefusedError, TriggerUnavailableError
 from dicom_gateway.interfaces import RunHistory, RunTrigger
 from dicom_gateway.ledger import Ledger, LedgerStudy, ReprocessedRun
-from dicom_gateway.matching import FlowFinding
 from dicom_gateway.reprocess_decision import LeftToGateway, MakeRun, candidates, choose, next_step, queue
 from dicom_gateway.reprocess_request import ReprocessRequest
 from dicom_gateway.reprocess_result import ReprocessResult, Row, What
@@ -24,7 +23,9 @@ from dicom_gateway.study_lookup import find_studies
 from dicom_gateway.uid_key import UidKey
 from flows_engine.definition import naming
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.handoff.matching import FlowFinding
 from flows_engine.handoff.run_request import RunRequest
+from flows_engine.handoff.study_match import match_study
 from flows_engine.handoff.study_store import StudyNotFoundError, StudyRecord, StudyStore
 
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -135,7 +136,7 @@ class Reprocessing:
             return
         record = self._store.record(study_id)
         study_uri = self._store.input_folder(study_id).parent.absolute().as_uri()
-        choice = choose(record.fingerprint, wanted, self._request)
+        choice = choose(lambda asked: match_study(record, asked, store=self._store), wanted, self._request)
         for finding in choice.others:
             self._tell_of_other(record, finding)
         if not choice.run:

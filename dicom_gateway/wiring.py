@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from pathlib import Path
 from typing import Final
 
+from dicom_gateway.completeness import Waiting
 from dicom_gateway.data_dir_lock import DataDirLock
+from dicom_gateway.disk_room import DiskRoom
 from dicom_gateway.durable_files import PRIVATE_FOLDER
 from dicom_gateway.errors import StartError
-from dicom_gateway.handlers import Handlers
 from dicom_gateway.intake import Intake
 from dicom_gateway.interfaces import Definitions, RunTrigger
-from dicom_gateway.layout import Layout
 from dicom_gateway.ledger import Ledger
+from dicom_gateway.open_groups import OpenGroups
 from dicom_gateway.outbox import Outbox
-from dicom_gateway.receiver import Receiver, configure_pynetdicom_logging
+from dicom_gateway.peers import AssociationLimits, PeerRules, parse_peer_rule
+from dicom_gateway.receiver import Receiver
+from dicom_gateway.receiver_settings import ReceiverSettings
 from dicom_gateway.spool import Spool
+from dicom_gateway.tls import TlsFiles
 from dicom_gateway.uid_filling import UidFilling
 from dicom_gateway.uid_key import make_uid_key
+from flows_engine.handoff.layout import Layout
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.handoff.study_store import StudyStore
+
+_log = logging.getLogger(__name__)
 
 LEDGER_NAME: Final = "ledger.sqlite"
 _GRACE_SECONDS: Final = 5.0
@@ -42,6 +50,11 @@ class Gateway:
     def port(self) -> int:
         """The port that is listened on. Only after ``start``."""
         return self._receiver.port
+
+    @property
+    def tls_port(self) -> int:
+        """The second port, that TLS is spoken on. Only after ``start``, and where there is one."""
+        return self._receiver.tls_port
 
     def start(self) -> None:
         """Carry on with what an earlier gateway left, then listen. Raises ``StartError``, and then nothing runs."""
@@ -69,6 +82,7 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
     """Return a gateway that has DATA_DIR to itself. Raises ``StartError`` with what to change."""
     data_dir = settings.data_dir
     layout = Layout(settings.tar_subdir)
+    peers, tls = _peer_rules(settings), _tls_files(settings)
     spool_root, store_root = _make_folders(data_dir)
     lock = DataDirLock(data_dir)
     lock.acquire()
@@ -79,20 +93,49 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
         lock.release()
         raise
     ledger.use_uid_key(uid_key.check_value)
-    configure_pynetdicom_logging(settings.pynetdicom_log_level)
     outbox = Outbox(ledger, trigger, catalogue)
     store = StudyStore(store_root)
+    spool = Spool(spool_root, layout=layout, durability=settings.durability, on_conflict=settings.on_conflict)
     intake = Intake(
-        spool=Spool(spool_root, layout=layout),
+        spool=spool,
         store=store,
         ledger=ledger,
         outbox=outbox,
         definitions=catalogue,
         uid_key=uid_key,
         hold_incomplete=settings.incomplete == "hold",
+        groups=OpenGroups(
+            spool,
+            group_by=settings.group_by,
+            waiting=Waiting(idle_seconds=settings.study_idle_seconds, incomplete_seconds=settings.incomplete_seconds),
+        ),
+        late_arrival=None if settings.group_by == "association" else settings.late_arrival,
     )
     receiver = Receiver(
-        Handlers(intake), ae_title=settings.ae_title, hostname=settings.ae_hostname, port=settings.ae_port
+        ReceiverSettings(
+            ae_title=settings.ae_title,
+            hostname=settings.ae_hostname,
+            port=settings.ae_port,
+            tls_port=settings.tls_port,
+            tls=tls,
+            spool=spool_root,
+            durability=settings.durability,
+            on_conflict=settings.on_conflict,
+            room=DiskRoom(
+                folder=spool_root,
+                reserve_bytes=settings.disk_reserve_bytes,
+                watermark_percent=settings.disk_watermark_percent,
+            ),
+            peers=peers,
+            limits=AssociationLimits(in_all=settings.max_associations, of_one_peer=settings.max_associations_per_peer),
+            processes=settings.receiver_processes,
+            log_level=settings.log_level,
+            pynetdicom_log_level=settings.pynetdicom_log_level,
+            is_fast=settings.c_store_path == "fast",
+            lock=lock.descriptor,
+        ),
+        on_opened=intake.opened,
+        on_ended=lambda reception_id, complete: intake.finish(reception_id, complete=complete),
     )
     uid_filling = UidFilling(ledger=ledger, store=store, uid_key=uid_key)
     return Gateway(lock=lock, receiver=receiver, intake=intake, ledger=ledger, uid_filling=uid_filling)
@@ -105,6 +148,36 @@ def open_ledger(data_dir: Path) -> Ledger:
         return Ledger(path)
     except sqlite3.Error as error:
         raise StartError(f"DATA_DIR: {path} cannot be opened as the ledger: {error}") from error
+
+
+def _peer_rules(settings: SiteSettings) -> PeerRules:
+    try:
+        allowed = tuple(map(parse_peer_rule, settings.allowed_peers))
+    except ValueError as error:
+        raise StartError(f"ALLOWED_PEERS: {error}") from error
+    if not allowed:
+        _log.warning("ALLOWED_PEERS is not set: everyone who reaches the port may send", extra={"action": "listen"})
+    return PeerRules(allowed=allowed, called_ae_title=settings.ae_title if settings.require_called_ae else "")
+
+
+def _tls_files(settings: SiteSettings) -> TlsFiles | None:
+    if settings.tls_cert is None and settings.tls_key is None:
+        if settings.tls_port is not None:
+            raise StartError("TLS_PORT: TLS needs a certificate; set TLS_CERT and TLS_KEY, or take TLS_PORT out")
+        return None
+    if settings.tls_cert is None or settings.tls_key is None:
+        raise StartError("TLS_CERT: TLS_CERT and TLS_KEY belong together; set both, or neither")
+    if settings.tls_ca is None and settings.tls_client_certificate != "none":
+        raise StartError(
+            "TLS_CA: without it no certificate of a peer can be trusted; name the file of your authority, or set"
+            " TLS_CLIENT_CERTIFICATE: none"
+        )
+    return TlsFiles(
+        certificate=settings.tls_cert,
+        key=settings.tls_key,
+        authorities=settings.tls_ca,
+        client_certificate=settings.tls_client_certificate,
+    )
 
 
 def _make_folders(data_dir: Path) -> tuple[Path, Path]:

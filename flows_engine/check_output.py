@@ -59,17 +59,19 @@ def check_output(
     expect: Expect,
     fingerprint: Fingerprint,
     input_folder: Path,
+    is_whole: bool = True,
     logger: logging.Logger | logging.LoggerAdapter[logging.Logger],
 ) -> OutputCounts:
     """Look at every file of ``folder``, at any depth, and tell all that is not as expected in one line.
 
-    ``fingerprint`` is of the study in ``input_folder``, whose files are read only where it does not tell enough. Raises
-    ``UnexpectedOutputError``, whose message names files without the patient and the study, and ``WorkspaceError`` for
-    what cannot be listed or opened.
+    ``fingerprint`` is of the study in ``input_folder``, whose files are read only where it does not tell enough, or
+    where they are only some of the study, so not ``is_whole``. Raises ``UnexpectedOutputError``, whose message names
+    files without the patient and the study, and ``WorkspaceError`` for what cannot be listed or opened.
     """
     found = result_files(folder)
     dicom = frozenset(file for file in found.files if is_dicom(file))
-    given = (received(fingerprint) or _received(input_folder)) if expect.of_instances else None
+    told = received(fingerprint) if is_whole else None
+    given = (told or _received(input_folder)) if expect.of_instances else None
     sentence = _sentence(
         _findings(expect, found=found, dicom=dicom, given=given),
         folder=folder,

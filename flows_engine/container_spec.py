@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from flows_engine.definition.docker_kwargs import DockerKwargs
 from flows_engine.definition.schema import CONFIG_FOLDER, FlowDefinition
 from flows_engine.interfaces import BindMount, ContainerSpec
 from flows_engine.workspace import StepFolders
@@ -20,6 +21,7 @@ GPUS_LABEL: Final = "dicomflow.gpus"
 LEASE_LABEL: Final = "dicomflow.lease"
 """The name of the lease under which it uses them."""
 
+_NO_NEW_PRIVILEGES: Final = "no-new-privileges"
 _PIDS_LIMIT: Final = 4096
 _LOG_CONFIG: Final[Mapping[str, object]] = {"type": "json-file", "config": {"max-size": "10m", "max-file": "2"}}
 
@@ -53,9 +55,9 @@ def container_spec(
     """Return what runs model number ``step`` (counted from 0) of ``definition``.
 
     The container sees its inputs read-only unless the model has ``input_writable`` (they are copies then),
-    has no network unless the flow says ``network_disabled: false``, cannot gain privileges, and cannot fill the disk
-    with its log. ``gpu_lease`` names the lease by which the step holds ``gpu_ids``; ``default_mem_limit`` is the memory
-    that it may take where the flow says nothing of it.
+    has no network unless the flow says ``network_disabled: false``, cannot gain privileges unless it asks for them
+    where its site allows that, and cannot fill the disk with its log. ``gpu_lease`` names the lease by which the step
+    holds ``gpu_ids``; ``default_mem_limit`` is the memory that it may take where the flow says nothing of it.
     """
     model, places = definition.models[step], definition.graph.steps[step]
     given = model.docker_kwargs
@@ -102,6 +104,14 @@ def container_spec(
             **({"mem_limit": default_mem_limit} if default_mem_limit else {}),
             **{key: value for key, value in given.create_options().items() if key != "labels"},
             "environment": environment,
-            "security_opt": ["no-new-privileges"],
+            "security_opt": _security(given),
         },
     )
+
+
+def _security(given: DockerKwargs) -> list[str]:
+    """Return the options of a container's security: it cannot gain privileges, unless it has or asks for them."""
+    asked = list(given.security_opt or ())
+    if given.privileged or any(option.startswith(_NO_NEW_PRIVILEGES) for option in asked):
+        return asked
+    return [*asked, _NO_NEW_PRIVILEGES]

@@ -7,10 +7,10 @@ may write where the model may not, and has each volume at a place of ours, whate
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,9 +19,11 @@ import docker
 from docker.errors import APIError
 from docker.types import Mount
 
+from flows_engine.disk_reserve import DiskReserve
 from flows_engine.docker_connection import NO_SPACE, archive_of, explanation
 from flows_engine.docker_removal import remove_container, remove_volumes
 from flows_engine.errors import ContainerRefusedError, NoSpaceError, RunHaltedError, WorkspaceError
+from flows_engine.folder_tree import remove_tree
 from flows_engine.interfaces import BindMount, ContainerSpec
 from flows_engine.received_archive import unpack_received
 from flows_engine.sent_archive import SentFolder, sent_archive
@@ -45,19 +47,25 @@ class CopiedFolders:
         """What docker-py is told of the model's container."""
         return [_mount(volume, target=mount.target, read_only=mount.read_only) for mount, volume in self.volumes]
 
-    def bring_back(self, *, on_notice: Callable[[str], None], is_halted: Callable[[], bool]) -> None:
+    def bring_back(
+        self, *, reserve_bytes: int, on_notice: Callable[[str], None], is_halted: Callable[[], bool]
+    ) -> None:
         """Put what the container left in place of the folders it came from: all of a folder, or nothing.
 
-        Raises ``WorkspaceError``, ``NoSpaceError``, ``EngineUnavailableError`` and ``RunHaltedError``.
+        ``reserve_bytes`` of their disk stay free. Raises ``WorkspaceError``, ``NoSpaceError``,
+        ``EngineUnavailableError`` and ``RunHaltedError``.
         """
         skipped = Counter[str]()
         for number, (mount, _) in enumerate(self.volumes):
             if mount.is_kept and not mount.read_only:
-                skipped.update(self._replace(mount.source, number, is_halted))
+                skipped.update(self._replace(mount.source, number, reserve_bytes, is_halted))
         for kind, count in sorted(skipped.items()):
             on_notice(f"{count} entries of kind {kind} in the output are left on the Docker engine")
 
-    def _replace(self, folder: Path, number: int, is_halted: Callable[[], bool]) -> Mapping[str, int]:
+    def _replace(
+        self, folder: Path, number: int, reserve_bytes: int, is_halted: Callable[[], bool]
+    ) -> Mapping[str, int]:
+        disk = DiskReserve(folder=folder.parent, reserve_bytes=reserve_bytes)
         try:
             # Beside it, so that it takes its place by one rename; whoever prepares the step again removes it.
             unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -65,17 +73,19 @@ class CopiedFolders:
             raise WorkspaceError(f"no folder can be made below {folder.parent}: {error.strerror}") from error
         try:
             with archive_of(self.client, self.carrier, f"/{_FOLDER}/{number}") as chunks:
-                skipped = unpack_received(_until_halted(chunks, is_halted), unfinished)
+                arriving = _while_there_is_room(_until_halted(chunks, is_halted), disk)
+                skipped = unpack_received(arriving, unfinished, reserve_bytes=reserve_bytes)
             _take_place(unfinished, folder)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            with suppress(OSError):
+                remove_tree(unfinished)
         return skipped
 
 
 def _take_place(unfinished: Path, folder: Path) -> None:
     try:
         unfinished.chmod(folder.stat().st_mode & 0o777)
-        shutil.rmtree(folder)
+        remove_tree(folder)
         unfinished.rename(folder)
     except OSError as error:
         raise WorkspaceError(f"{folder} cannot be replaced by what a model left: {error.strerror}") from error
@@ -133,4 +143,12 @@ def _until_halted(chunks: Iterator[bytes], is_halted: Callable[[], bool]) -> Ite
     for chunk in chunks:
         if is_halted():
             raise RunHaltedError
+        yield chunk
+
+
+def _while_there_is_room(chunks: Iterator[bytes], disk: DiskReserve) -> Iterator[bytes]:
+    for chunk in chunks:
+        # Others write to this disk, too; and it may have no room for files while it has room for bytes.
+        if shortage := disk.shortage():
+            raise NoSpaceError(f"what it left on the Docker engine is not fetched, since {shortage}")
         yield chunk

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import docker
@@ -17,12 +18,14 @@ from docker.errors import APIError, ImageNotFound, NotFound
 from docker.types import DeviceRequest, LogConfig, Mount
 
 from flows_engine.attached import frames
-from flows_engine.bound_folders import bind_mounts
+from flows_engine.bound_folders import bind_mounts, take_over
 from flows_engine.copied_folders import COPIES_LABEL, CopiedFolders, copy_folders, remove_copies
+from flows_engine.disk_reserve import DiskReserve
 from flows_engine.docker_connection import NO_SPACE, UNREACHABLE, connected, explanation, one_line
 from flows_engine.docker_removal import remove_container, remove_volumes
 from flows_engine.errors import (
     ContainerRefusedError,
+    DiskFilledError,
     ImagePullFailedError,
     ImageUnavailableError,
     ModelTimedOutError,
@@ -42,8 +45,9 @@ _FIRST_WORD_SECONDS: Final = 60.0
 _FIRST_WORD_SECONDS_IF_PRESENT: Final = 8.0
 _PULL_SILENCE_SECONDS: Final = 300.0
 _QUEUED_CHUNKS: Final = 256
-_LOOK_SECONDS: Final = 0.5
-"""How often a thread that waits looks whether its run ends."""
+# A fast disk takes half a gigabyte meanwhile.
+_LOOK_SECONDS: Final = 0.2
+"""How often a thread that waits looks whether its run ends, or a disk is full."""
 
 _Item = TypeVar("_Item")
 
@@ -61,6 +65,8 @@ class DockerRunner:
     """Runs containers on an engine: with folders of this host where it is this host's, else with copies of them."""
 
     silence: RegistrySilence
+    disk_reserve_bytes: int = 0
+    """What is to stay free where an engine of this host keeps its containers, and where copies from another come to."""
     find_engine: Callable[[], EngineAddress] = EngineAddress
     """Tells where the engine is, when it is needed. Raises an ``EngineError``."""
 
@@ -71,6 +77,7 @@ class DockerRunner:
         on_line: Callable[[str], None],
         on_notice: Callable[[str], None],
         is_halted: Callable[[], bool] = lambda: False,
+        watch: Callable[[], None] = lambda: None,
     ) -> ContainerResult:
         """Run a container and return how it ended; see ``ContainerRunner`` for what is promised."""
         with self._engine() as client:
@@ -88,17 +95,22 @@ class DockerRunner:
                         engine_version=engine_version,
                         on_line=on_line,
                         is_halted=is_halted,
+                        watch=watch,
                     )
                     if copies is not None:
-                        copies.bring_back(on_notice=on_notice, is_halted=is_halted)
+                        copies.bring_back(
+                            reserve_bytes=self.disk_reserve_bytes, on_notice=on_notice, is_halted=is_halted
+                        )
                     return result
-            except ModelTimedOutError:
-                raise
+            except (ModelTimedOutError, DiskFilledError):
+                raise  # it is killed by its removal: nobody waits for what it does when it is asked to end
             except BaseException:
                 # A cancelled run arrives here as an exception that a signal handler raised: the model may end properly.
                 self._stop(spec.name)
                 raise
             finally:
+                if not self.find_engine().is_remote:  # what is copied belongs to who copies it
+                    take_over(client, spec)
                 self._remove(spec.name)
 
     def find_all(self, *, label: str, value: str) -> tuple[Mapping[str, str], ...]:
@@ -157,13 +169,19 @@ class DockerRunner:
         platform = spec.options.get("platform")
         # A thread, because the engine says nothing, not even a header, until the registry has answered.
         threading.Thread(target=self._pull_events, args=(spec.image, platform, events), daemon=True).start()
+
+        def look() -> None:
+            if is_halted():
+                raise RunHaltedError
+
         patience_seconds = _FIRST_WORD_SECONDS_IF_PRESENT if is_present else _FIRST_WORD_SECONDS
         while True:
             try:
-                event = _get(events, patience_seconds, is_halted)
+                event = _get(events, patience_seconds, look)
             except queue.Empty:
                 self.silence.remember(spec.image)
                 return f"its registry did not answer within {patience_seconds:g} seconds"
+            look()
             if event is None:
                 return None
             if isinstance(event, Exception):
@@ -220,6 +238,7 @@ class DockerRunner:
         engine_version: str,
         on_line: Callable[[str], None],
         is_halted: Callable[[], bool],
+        watch: Callable[[], None],
     ) -> ContainerResult:
         # Attached before the start: not a line of a short-lived container is lost, whatever the log driver keeps.
         attached = client.api.attach_socket(spec.name, params={"stdout": 1, "stderr": 1, "stream": 1})
@@ -233,12 +252,26 @@ class DockerRunner:
             memory = _PeakMemory()
             threading.Thread(target=memory.watch, args=(client, spec.name), daemon=True).start()
             deadline = clock + spec.timeout_seconds
+            storage = self._storage(client)
+            if shortage := storage.shortage():  # after milliseconds: it was so before
+                raise NoSpaceError(f"it is not run, since {shortage}")
+
+            def look() -> None:
+                if is_halted():
+                    raise RunHaltedError
+                watch()
+                if shortage := storage.shortage():
+                    raise DiskFilledError(shortage)
+
             log = LogLines()
-            while (chunk := _next(chunks, deadline, spec, is_halted)) is not None:
+            while (chunk := _next(chunks, deadline, spec, look)) is not None:
+                look()
                 for number, data in enumerate(chunk):
                     for line in log.feed(data or b"", stream=number):
                         on_line(line)
-            exit_code = _exit_code(client, spec, deadline)
+            exit_code = _exit_code(client, spec, deadline, look)
+            if exit_code != 0:
+                look()  # it may have ended because a disk was full, between two looks
             duration_seconds = time.monotonic() - clock
             for line in log.end():
                 on_line(line)
@@ -253,6 +286,12 @@ class DockerRunner:
             engine_version=engine_version,
             peak_memory_bytes=memory.peak_bytes,
         )
+
+    def _storage(self, client: docker.DockerClient) -> DiskReserve:
+        """Return what is to stay free where the engine keeps containers, as far as this process sees that place."""
+        is_here = self.disk_reserve_bytes and not self.find_engine().is_remote
+        folder = Path(str(client.info().get("DockerRootDir") or "") if is_here else "")
+        return DiskReserve(folder=folder, reserve_bytes=self.disk_reserve_bytes if folder.is_absolute() else 0)
 
     def _stop(self, name: str) -> None:
         with self._engine() as client, suppress(NotFound, APIError):
@@ -323,30 +362,45 @@ def _put(chunks: queue.Queue[_Chunk], chunk: _Chunk, abandoned: threading.Event)
     return False
 
 
-def _next(chunks: queue.Queue[_Chunk], deadline: float, spec: ContainerSpec, is_halted: Callable[[], bool]) -> _Chunk:
+def _next(chunks: queue.Queue[_Chunk], deadline: float, spec: ContainerSpec, look: Callable[[], None]) -> _Chunk:
     with suppress(queue.Empty):
-        return _get(chunks, deadline - time.monotonic(), is_halted)
+        return _get(chunks, deadline - time.monotonic(), look)
     raise _timed_out(spec)
 
 
-def _get(items: queue.Queue[_Item], seconds: float, is_halted: Callable[[], bool]) -> _Item:
-    """Return the next item. Raises ``queue.Empty`` after ``seconds``, and ``RunHaltedError``."""
+def _get(items: queue.Queue[_Item], seconds: float, look: Callable[[], None]) -> _Item:
+    """Return the next item. Raises ``queue.Empty`` after ``seconds``, and what ``look`` raises while none comes."""
     deadline = time.monotonic() + seconds
     while (remaining_seconds := deadline - time.monotonic()) > 0:
-        if is_halted():
-            raise RunHaltedError
         with suppress(queue.Empty):
             return items.get(timeout=min(remaining_seconds, _LOOK_SECONDS))
+        look()
     raise queue.Empty
 
 
-def _exit_code(client: docker.DockerClient, spec: ContainerSpec, deadline: float) -> int:
+def _exit_code(client: docker.DockerClient, spec: ContainerSpec, deadline: float, look: Callable[[], None]) -> int:
+    # It ends at once, as a rule. One that closed its log and goes on is still looked after.
+    ended: queue.Queue[int | Exception] = queue.Queue()
+    threading.Thread(target=_await_end, args=(client, spec, deadline, ended), daemon=True).start()
     try:
-        return int(client.api.wait(spec.name, timeout=max(0.1, deadline - time.monotonic()))["StatusCode"])
-    except UNREACHABLE as error:
-        if time.monotonic() >= deadline:
-            raise _timed_out(spec) from error
-        raise
+        end = _get(ended, max(0.1, deadline - time.monotonic()) + _LOOK_SECONDS, look)
+    except queue.Empty:
+        raise _timed_out(spec) from None
+    if isinstance(end, UNREACHABLE) and time.monotonic() >= deadline:
+        raise _timed_out(spec) from end
+    if isinstance(end, Exception):
+        raise end
+    return end
+
+
+def _await_end(
+    client: docker.DockerClient, spec: ContainerSpec, deadline: float, ended: queue.Queue[int | Exception]
+) -> None:
+    try:
+        found = client.api.wait(spec.name, timeout=max(0.1, deadline - time.monotonic()))
+        ended.put(int(found["StatusCode"]))
+    except Exception as error:  # noqa: BLE001 - the outer edge of a thread: whoever waits has to be told
+        ended.put(error)
 
 
 def _timed_out(spec: ContainerSpec) -> ModelTimedOutError:

@@ -8,10 +8,13 @@
       │    ├─ GpuUnavailableError         the GPUs that the model needs did not become free in time
       │    └─ DestinationUnavailableError the receiver cannot be reached, or went away
       └─ FinalError                     the same again fails the same way; a person has to change something
+           ├─ NoInputError                no instance of the study is one that the flow gets
            ├─ ImageUnavailableError       not in the engine, and its registry says that it has none for us
+           ├─ NotAllowedError             the flow asks Docker for more than this host allows
            ├─ ContainerRefusedError       the engine will not create or start it as it is defined
            ├─ GpuMissingError             this host has fewer GPUs than the model needs, or smaller ones
            ├─ ModelFailedError            it ended with an exit code that is not 0
+           ├─ DiskFilledError             it left less of a disk than is to stay free
            ├─ ModelTimedOutError          it ran longer than its timeout
            ├─ UnexpectedOutputError       the last model left something that its flow does not expect
            ├─ NothingToSendError          the flow has destinations, its last model left no instance
@@ -70,8 +73,16 @@ class FinalError(EngineError):
     """The same again fails the same way."""
 
 
+class NoInputError(FinalError):
+    """No instance of the study is one that the flow gets, or it cannot be told which are."""
+
+
 class ImageUnavailableError(FinalError):
     """The image is not in the engine, and is not to be pulled, or its registry says that it has none for us."""
+
+
+class NotAllowedError(FinalError):
+    """The flow asks Docker for more than this host allows."""
 
 
 class ContainerRefusedError(FinalError):
@@ -88,6 +99,10 @@ class ModelFailedError(FinalError):
 
 class ModelTimedOutError(FinalError):
     """A model ran longer than its timeout, and was killed."""
+
+
+class DiskFilledError(FinalError):
+    """A model left less of a disk than is to stay free, and was killed."""
 
 
 class UnexpectedOutputError(FinalError):

@@ -62,10 +62,13 @@ class ContainerRunner(Protocol):
     left behind is removed first. What a container that ended by itself left in a mount that is kept lies in the folder
     of that mount, whole, when ``run`` returns. ``on_notice`` gets what a person should know and the container cannot
     say: that a newer image could not be pulled and the one in the engine is used. Where ``is_halted`` begins to hold,
-    the container is stopped as it is by an exception, and ``RunHaltedError`` is raised.
+    the container is stopped as it is by an exception, and ``RunHaltedError`` is raised. ``watch`` is called several
+    times a second while the container runs, and once more where it ended with a code other than 0: a
+    ``DiskFilledError`` that it raises kills the container at once, and is raised.
 
     Raises ``ImageUnavailableError``, ``EngineUnavailableError``, ``ImagePullFailedError``, ``NoSpaceError`` (a retry
-    may help after these three), ``ModelTimedOutError``, ``EngineMisconfiguredError``, ``WorkspaceError``,
+    may help after these three), ``ModelTimedOutError``, ``DiskFilledError``, ``EngineMisconfiguredError``,
+    ``WorkspaceError``,
     ``ContainerRefusedError`` (the engine will not have this specification). A non-zero exit code is a result, not an
     error.
     """
@@ -77,6 +80,7 @@ class ContainerRunner(Protocol):
         on_line: Callable[[str], None],
         on_notice: Callable[[str], None],
         is_halted: Callable[[], bool] = lambda: False,
+        watch: Callable[[], None] = lambda: None,
     ) -> ContainerResult:
         """Run a container and return how it ended."""
         ...

@@ -6,15 +6,19 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from flows_engine.errors import WorkspaceError
+from flows_engine.folder_tree import DEEPEST
 
 RESULT_FILE: Final = "result.json"
 """What a model says of its result, at the top of its output folder. It is no part of the result."""
 
+# Of what the operating system counts, whatever the disk's blocks are.
+_BLOCK_BYTES: Final = 512
 _PREAMBLE_BYTES: Final = 128
 _MAGIC: Final = b"DICM"
 
@@ -46,6 +50,15 @@ def result_files(folder: Path) -> OutputFiles:
     return OutputFiles(files=tuple(file for file in found.files if file != folder / RESULT_FILE), skipped=found.skipped)
 
 
+def room_taken_bytes(folder: Path) -> int:
+    """Return how much of the disk what is in ``folder`` takes, as far as it can be listed; holes take nothing."""
+    taken = 0
+    with suppress(WorkspaceError, OSError):
+        for entry in _walk(folder):
+            taken += entry.stat(follow_symlinks=False).st_blocks * _BLOCK_BYTES
+    return taken
+
+
 def is_dicom(path: Path) -> bool:
     """Return whether ``path`` is a regular file that starts as PS3.10 7.1 says: 128 bytes, then ``DICM``."""
     with open_regular(path) as file:
@@ -68,9 +81,13 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
-    pending = [os.fspath(folder)]
+    pending = [(os.fspath(folder), 0)]
     while pending:
-        current = pending.pop()
+        current, depth = pending.pop()
+        if depth > DEEPEST:
+            raise WorkspaceError(
+                f"an output folder has more than {DEEPEST} folders in each other; it is below {folder}"
+            )
         try:
             with os.scandir(current) as entries:
                 found = list(entries)
@@ -80,7 +97,7 @@ def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
             ) from error
         for entry in found:
             if entry.is_dir(follow_symlinks=False):
-                pending.append(entry.path)
+                pending.append((entry.path, depth + 1))
             else:
                 yield entry
 

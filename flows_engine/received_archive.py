@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final, Self, cast
 
+from flows_engine.disk_reserve import SETTING
 from flows_engine.errors import NoSpaceError, WorkspaceError, is_full
+from flows_engine.folder_tree import DEEPEST
 
 _CHUNK_BYTES: Final = 1024 * 1024
 _MAX_REST_BYTES: Final = 1024 * 1024
@@ -28,12 +30,12 @@ _LEADS_OUT: Final = "an output that the Docker engine sent has a member that lea
 _CUT: Final = "an output that the Docker engine sent is no whole archive"
 
 
-def unpack_received(chunks: Iterator[bytes], folder: Path) -> Mapping[str, int]:
+def unpack_received(chunks: Iterator[bytes], folder: Path, *, reserve_bytes: int = 0) -> Mapping[str, int]:
     """Unpack an archive into the existing, empty ``folder``; its first member is the folder itself.
 
     Returns how many entries were passed over, by their kind. Files get no other mode than read, write and execute.
     Raises ``WorkspaceError`` for an archive that is not whole or leads out of the folder, and ``NoSpaceError`` before
-    a file is begun that has no room.
+    a file is begun that leaves less than ``reserve_bytes`` of the disk.
     """
     skipped = Counter[str]()
     try:
@@ -44,7 +46,7 @@ def unpack_received(chunks: Iterator[bytes], folder: Path) -> Mapping[str, int]:
                 if kind := _passed_over(member):
                     skipped[kind] += 1
                 else:
-                    _place(archive, member, folder)
+                    _place(archive, member, folder, reserve_bytes=reserve_bytes)
     except (tarfile.TarError, EOFError) as error:
         raise WorkspaceError(f"{_CUT}: {error}") from error
     except (ValueError, OverflowError, RecursionError) as error:
@@ -140,12 +142,15 @@ def _passed_over(member: tarfile.TarInfo) -> str | None:
     return "fifo" if member.isfifo() else "device"
 
 
-def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, *, reserve_bytes: int) -> None:
     parts = _below_the_first(member.name)
     if not parts:
         if not member.isdir():
             raise WorkspaceError(f"{_CUT}: its first member is no folder")
         return
+    if len(parts) - (not member.isdir()) > DEEPEST:
+        # Each costs as many looks as it is deep. Who lists an output would refuse it all the same.
+        raise WorkspaceError(f"an output folder has more than {DEEPEST} folders in each other")
     path = folder.joinpath(*parts)
     _make_parents(path.parent, folder)
     if member.isdir():
@@ -159,7 +164,8 @@ def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> N
         _make_parents(first.parent, folder)
         os.link(first, path, follow_symlinks=False)
     else:
-        _write(archive, member, path, folder=folder)
+        _assert_room(member, folder, reserve_bytes=reserve_bytes)
+        _write(archive, member, path)
 
 
 def _below_the_first(name: str) -> tuple[str, ...]:
@@ -189,12 +195,16 @@ def _is_folder(path: Path) -> bool:
     return True
 
 
-def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path, *, folder: Path) -> None:
+def _assert_room(member: tarfile.TarInfo, folder: Path, *, reserve_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
-    if member.size > free_bytes:
+    if member.size > free_bytes - reserve_bytes:
         raise NoSpaceError(
-            f"a model left a file of {member.size} bytes, and {free_bytes} bytes are free below {folder}"
+            f"a model left a file of {member.size} bytes, and {free_bytes} bytes are free below {folder},"
+            f" of which {SETTING} ({reserve_bytes}) are to stay so"
         )
+
+
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
     content = archive.extractfile(member)
     if content is None or member.issparse():
         raise tarfile.ReadError("it has a file with holes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,13 +15,22 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows_engine.branch_slots import branch_slot
 from flows_engine.container_spec import TASK_LABEL, Origin, container_spec, task_label
+from flows_engine.definition.allowable_kwargs import SETTING
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.definition.step_graph import RESULT
-from flows_engine.errors import EngineError, ModelFailedError
+from flows_engine.disk_reserve import DiskReserve
+from flows_engine.errors import (
+    DiskFilledError,
+    EngineError,
+    ModelFailedError,
+    NoSpaceError,
+    NotAllowedError,
+    WorkspaceError,
+)
 from flows_engine.gpu_memory import total_mib
 from flows_engine.interfaces import ContainerResult, ContainerRunner
 from flows_engine.model_result import Decision, UnusableResultError, decision, read_result, shown
-from flows_engine.output_files import output_files
+from flows_engine.output_files import output_files, room_taken_bytes
 from flows_engine.run_record import Amount, StepRecord, write_record
 from flows_engine.static_mounts import StaticMounts
 from flows_engine.step_gpus import step_gpus
@@ -64,7 +73,11 @@ class Host:
     """How many models this host executes beside one of each run, for runs that have branches."""
     branch_folder: Path
     static_mounts: StaticMounts
+    disk: DiskReserve
+    """What models have to leave of the disk with the folders of runs."""
     default_mem_limit: str | None = None
+    docker_kwargs_allowed: Collection[str] = ()
+    """The arguments of Docker that flows may use here, beyond those that every flow may."""
     gpu_total_mib: Callable[[Sequence[str]], Mapping[str, int]] = total_mib
 
 
@@ -84,12 +97,20 @@ def run_step(
     """Run model number ``step`` (counted from 0) on the files in ``sources``, by the names under which it reads them.
 
     The container's log goes to ``logger``, line by line as it comes, without the patient. Raises what
-    ``ContainerRunner`` raises, ``GpuMissingError``, ``GpuUnavailableError``, ``StaticMountError``, ``WorkspaceError``,
-    ``ModelFailedError`` for an exit code that is not 0, and ``UnusableResultError``; each message begins with the
-    number and the image of the model.
+    ``ContainerRunner`` raises, ``NoSpaceError``, ``NotAllowedError``, ``GpuMissingError``, ``GpuUnavailableError``,
+    ``StaticMountError``, ``WorkspaceError``, ``ModelFailedError`` for an exit code that is not 0, and
+    ``UnusableResultError``; each message begins with the number and the image of the model. What a model left that
+    filled a disk is removed.
     """
     model = definition.models[step]
-    title = f"model {step + 1} ({model.docker_kwargs.image})"
+    title = _title(definition, step)
+    # All models are looked at: one that will be refused should not let others compute first.
+    for number, each in enumerate(definition.models):
+        if beyond := each.docker_kwargs.not_among(host.docker_kwargs_allowed):
+            raise NotAllowedError(
+                f"{_title(definition, number)} asks Docker for {', '.join(beyond)}, which this host does not allow;"
+                f" who looks after it can, by {SETTING}"
+            )
     try:
         # A process that was killed leaves its container running, which would write into the folders of this attempt.
         runner.remove_all(label=TASK_LABEL, value=task_label(origin.run_id, step))
@@ -100,6 +121,9 @@ def run_step(
             copy_inputs=model.input_writable,
             config=model.config,
         )
+        if shortage := host.disk.shortage():
+            workspace.discard(step)
+            raise NoSpaceError(f"it is not started, since {shortage}")
         # Before a GPU is held: archives may take minutes to unpack. The digests are of what is there now, since an
         # archive may be replaced while the model runs.
         mounts = host.static_mounts.resolve(model.static_mounts)
@@ -144,6 +168,7 @@ def run_step(
                 on_line=lambda line: logger.info("%s", redact(line)),
                 on_notice=logger.warning,
                 is_halted=is_halted,
+                watch=lambda: _raise_if_short(host.disk),
             )
         left = _left(folders.outputs.values())
         _keep(
@@ -164,6 +189,8 @@ def run_step(
             workspace.step_record(step),
             logger=logger,
         )
+    except DiskFilledError as error:
+        raise _filled(error, title=title, step=step, workspace=workspace, outputs=folders.outputs.values()) from error
     except EngineError as error:
         raise type(error)(f"{title}: {error}") from error
     if result.exit_code != 0:
@@ -196,6 +223,30 @@ def run_step(
         result=shown(said, redact=redact),
         decision=decided,
     )
+
+
+def _raise_if_short(disk: DiskReserve) -> None:
+    if shortage := disk.shortage():
+        raise DiskFilledError(shortage)
+
+
+def _filled(
+    error: DiskFilledError, *, title: str, step: int, workspace: Workspace, outputs: Iterable[Path]
+) -> DiskFilledError:
+    """Return what is said of a model that filled a disk, once its room is free again."""
+    written = sum(room_taken_bytes(output) for output in outputs)
+    try:
+        workspace.discard(step)
+        end = "it was killed, and its output removed"
+    except WorkspaceError as not_removed:
+        end = f"it was killed, and {not_removed}"
+    # Nothing of it is here yet where the engine is elsewhere.
+    wrote = f"it wrote {written:,} bytes to its output, and " if written else ""
+    return DiskFilledError(f"{title}: {wrote}{error}; {end}")
+
+
+def _title(definition: FlowDefinition, step: int) -> str:
+    return f"model {step + 1} ({definition.models[step].docker_kwargs.image})"
 
 
 def _keep(record: StepRecord, path: Path, *, logger: logging.Logger | logging.LoggerAdapter[logging.Logger]) -> None:

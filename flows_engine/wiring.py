@@ -18,9 +18,10 @@ from flows_engine.check_output import OutputCounts, check_output
 from flows_engine.container_spec import INSTANCE_LABEL, RUN_LABEL, Origin
 from flows_engine.definition.expect import Expect
 from flows_engine.definition.schema import FlowDefinition, Node
-from flows_engine.definition.step_graph import STUDY, StepGraph
+from flows_engine.definition.step_graph import STUDY
 from flows_engine.deliver import DeliveryResult, deliver
 from flows_engine.destinations.dicom_node import DicomNode
+from flows_engine.disk_reserve import DiskReserve
 from flows_engine.docker_runner import DockerRunner
 from flows_engine.engine_block import address_of_block
 from flows_engine.errors import EngineError, WorkspaceError
@@ -29,13 +30,14 @@ from flows_engine.handoff.engine_address import EngineAddress
 from flows_engine.handoff.run_claim import RunClaimedError, claim
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.site_settings import SiteSettings, load_site_settings
-from flows_engine.handoff.study_store import StudyNotFoundError, StudyStore
+from flows_engine.handoff.study_store import StudyNotFoundError, StudyRecord, StudyStore
 from flows_engine.interfaces import ContainerRunner
 from flows_engine.redaction import redactor_for
 from flows_engine.registry_silence import RegistrySilence
 from flows_engine.run_record import DeliveryRecord, RunRecord, StepRecord, read_records, write_record
 from flows_engine.run_step import Host, StepResult, run_step
 from flows_engine.static_mounts import StaticMounts
+from flows_engine.study_view import study_view
 from flows_engine.workspace import Workspace
 
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -75,7 +77,7 @@ class Engine:
             workspace.forget_deliveries()
         try:
             record = self.store.record(study_id)
-            sources = self._sources(definition.graph, step=step, study_id=study_id, workspace=workspace)
+            sources = self._sources(definition, step=step, study=record, workspace=workspace, logger=logger)
         except StudyNotFoundError as error:
             raise WorkspaceError(str(error)) from error
         return run_step(
@@ -91,30 +93,42 @@ class Engine:
             is_halted=is_halted,
         )
 
-    def _sources(self, graph: StepGraph, *, step: int, study_id: str, workspace: Workspace) -> dict[str, Path]:
+    def _sources(
+        self, definition: FlowDefinition, *, step: int, study: StudyRecord, workspace: Workspace, logger: Logger
+    ) -> dict[str, Path]:
         """Return the folders that a model reads, by the names that its flow has for them."""
+        graph = definition.graph
 
         def source(name: str) -> Path:
             if name == STUDY:
-                return self.store.input_folder(study_id)
+                return self._input(definition, study=study, workspace=workspace, logger=logger)
             writer = graph.writers[name]
             return workspace.outputs(writer, graph.steps[writer].writes)[name]
 
         return {name: source(name) for name in graph.steps[step].reads}
 
+    def _input(self, definition: FlowDefinition, *, study: StudyRecord, workspace: Workspace, logger: Logger) -> Path:
+        """Return the folder of what the flow gets of a study: that of the study itself, unless it asks for another."""
+        source = self.store.input_folder(study.study_id)
+        if not definition.has_own_input:
+            return source
+        return study_view(definition, study=study, source=source, folder=workspace.study, logger=logger)
+
     def check_output(
-        self, definition: FlowDefinition, *, output_dir: str, study_id: str, logger: Logger
+        self, definition: FlowDefinition, *, output_dir: str, run_id: str, study_id: str, logger: Logger
     ) -> OutputCounts:
         """See whether what lies in ``output_dir`` is what the definition expects of its last model.
 
         Raises ``UnexpectedOutputError`` where it is not, and ``WorkspaceError`` where it cannot be told.
         """
         try:
+            study = self.store.record(study_id)
             return check_output(
                 Path(output_dir),
                 expect=definition.expected or Expect(),
-                fingerprint=self.store.record(study_id).fingerprint,
-                input_folder=self.store.input_folder(study_id),
+                fingerprint=study.fingerprint,
+                input_folder=self._input(definition, study=study, workspace=self._workspace(run_id), logger=logger),
+                is_whole=definition.input == "all",
                 logger=logger,
             )
         except StudyNotFoundError as error:
@@ -203,7 +217,9 @@ def build_engine(settings: SiteSettings) -> Engine:
     find_engine = _find_engine(settings)
     return Engine(
         runner=DockerRunner(
-            find_engine=find_engine, silence=RegistrySilence(folder=data_dir / "locks" / "silent-registries")
+            find_engine=find_engine,
+            disk_reserve_bytes=settings.disk_reserve_bytes,
+            silence=RegistrySilence(folder=data_dir / "locks" / "silent-registries"),
         ),
         store=StudyStore(data_dir / "studies"),
         runs=data_dir / "runs",
@@ -213,7 +229,9 @@ def build_engine(settings: SiteSettings) -> Engine:
             gpu_wait_seconds=_GPU_WAIT_SECONDS,
             branch_slots=settings.cpu_slots,
             branch_folder=data_dir / "locks",
+            disk=DiskReserve(folder=data_dir, reserve_bytes=settings.disk_reserve_bytes),
             default_mem_limit=settings.default_mem_limit,
+            docker_kwargs_allowed=settings.docker_kwargs_allowed,
             static_mounts=StaticMounts(static_dir=settings.static_dir, cache=data_dir / "static-cache"),
             # What is asked of NVIDIA's library here says nothing of the GPUs of another host.
             gpu_total_mib=lambda gpus: {} if find_engine().is_remote else total_mib(gpus),

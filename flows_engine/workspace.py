@@ -1,6 +1,7 @@
 """The folders of one run, below ``DATA_DIR``::
 
 runs/<flow_run_id>/                0700: the host's other users stay out; containers see only what is mounted
+  study/                           what the flow gets of the study, where that is not the folder of the study itself
   model-<n>/output/                0777: a container may run as any user
   model-<n>/outputs/<name>/        the same, of a model that writes several
   model-<n>/config/config.yaml     what the flow tells the model
@@ -13,14 +14,15 @@ runs/<flow_run_id>/                0700: the host's other users stay out; contai
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from flows_engine.errors import NoSpaceError, WorkspaceError, is_full
+from flows_engine.folder_tree import DEEPEST, copy_tree, remove_tree
 
 _ANYONE: Final = 0o777
 
@@ -42,6 +44,11 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    @property
+    def study(self) -> Path:
+        """Where the run has an input of its own, if its flow asks for one."""
+        return self.root / "study"
 
     def outputs(self, step: int, names: Collection[str]) -> dict[str, Path]:
         """Return where model number ``step`` (counted from 0) writes all of ``names``, whether or not it has."""
@@ -95,7 +102,7 @@ class Workspace:
         copies = _folders(folder, "input", sources)
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _remove(folder)
+            remove_tree(folder)
             folder.mkdir(mode=0o700)
             for output in outputs.values():
                 output.mkdir(parents=True)
@@ -109,7 +116,7 @@ class Workspace:
             if copy_inputs:
                 for name, source in sources.items():
                     copies[name].parent.mkdir(exist_ok=True)
-                    _copy(source, copies[name])
+                    copy_tree(source, copies[name])
         except OSError as error:
             if is_full(error):
                 raise NoSpaceError(f"no room is left below {self.root}: {error.strerror}") from error
@@ -124,6 +131,15 @@ class Workspace:
             config=folder / "config" if config is not None else None,
         )
 
+    def discard(self, step: int) -> None:
+        """Remove what model number ``step`` (counted from 0) left, and copies that were made for it."""
+        try:
+            remove_tree(self._step(step))
+        except OSError as error:
+            raise WorkspaceError(
+                f"what model {step + 1} left below {self.root} cannot be removed: {error.strerror}"
+            ) from error
+
     def _step(self, step: int) -> Path:
         return self.root / f"model-{step + 1}"
 
@@ -133,12 +149,31 @@ def open_for_reading(folder: Path) -> None:
 
     Only what this process may change is changed; nothing is said about the rest.
     """
-    for _, folders, files, descriptor in os.fwalk(folder, follow_symlinks=False):
-        _grant(descriptor, ".", 0o555)
-        for name in folders:
-            _grant(descriptor, name, 0o555)
-        for name in files:
-            _grant(descriptor, name, 0o444)
+    with suppress(OSError):
+        _grant(None, os.fspath(folder), 0o555)
+    pending = [(os.fspath(folder), 0)]
+    while pending:
+        current, depth = pending.pop()
+        # Who lists the folder says what is wrong with it.
+        with suppress(OSError):
+            pending += [(inner, depth + 1) for inner in _opened(current) if depth < DEEPEST]
+
+
+def _opened(folder: str) -> list[str]:
+    """Let anyone read what is in ``folder``; return the folders in it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        inner: list[str] = []
+        with os.scandir(descriptor) as entries:
+            for entry in entries:
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if is_folder:
+                    inner.append(f"{folder}/{entry.name}")
+                with suppress(OSError):
+                    _grant(descriptor, entry.name, 0o555 if is_folder else 0o444)
+        return inner
+    finally:
+        os.close(descriptor)
 
 
 def _folders(parent: Path, kind: str, names: Collection[str]) -> dict[str, Path]:
@@ -148,33 +183,9 @@ def _folders(parent: Path, kind: str, names: Collection[str]) -> dict[str, Path]
     return {name: parent / f"{kind}s" / name for name in names}
 
 
-def _grant(parent: int, name: str, wanted: int) -> None:
+def _grant(parent: int | None, name: str, wanted: int) -> None:
     status = os.stat(name, dir_fd=parent, follow_symlinks=False)
     mode = stat.S_IMODE(status.st_mode)
     ours = os.geteuid() in (0, status.st_uid)
     if ours and mode & wanted != wanted and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         os.chmod(name, mode | wanted, dir_fd=parent)
-
-
-def _remove(folder: Path) -> None:
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        folder.unlink()
-    elif folder.exists():
-        for _, folders, _, descriptor in os.fwalk(folder, follow_symlinks=False):
-            _grant(descriptor, ".", 0o700)
-            for name in folders:
-                _grant(descriptor, name, 0o700)
-        shutil.rmtree(folder)
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.mkdir()
-    target.chmod(_ANYONE)
-    with os.scandir(source) as entries:
-        for entry in entries:
-            copied = target / entry.name
-            if entry.is_dir(follow_symlinks=False):
-                _copy(Path(entry.path), copied)
-            elif entry.is_file(follow_symlinks=False):
-                shutil.copyfile(entry.path, copied, follow_symlinks=False)
-                copied.chmod(0o666)

@@ -22,6 +22,7 @@ from pydicom.uid import (
 )
 
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.handoff.study_store import Fingerprint, StudyRecord
 
 CANARY_NAME = "CANARYSURNAME^QUILLON"
 CANARY_ID = "CANARYID-7315-X"
@@ -176,6 +177,24 @@ def run_parameters(definition: FlowDefinition | None = None, **values: Any) -> d
     if definition is not None:
         told["definition"] = definition.model_dump(mode="json", exclude_none=True)
     return told | values
+
+
+def study_record(fingerprint: Fingerprint, **values: Any) -> StudyRecord:
+    """Return the record of a study that is nowhere. ``values`` add and replace."""
+    told = run_parameters()
+    known: dict[str, Any] = {
+        "study_id": told["study_id"],
+        "sender": told["sender"],
+        "received_at": told["received_at"],
+        "called_ae_title": "STORESCP",
+        "complete": True,
+        "instance_count": fingerprint.instance_count,
+        "duplicate_count": 0,
+        "conflict_count": 0,
+        "size_bytes": 999,
+        "fingerprint": fingerprint,
+    }
+    return StudyRecord.model_validate(known | values)
 
 
 def _pixels(*, rows: int, columns: int, seed: int) -> bytes:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -62,10 +62,20 @@ class FlowCatalogue:
     are kept below ``state_folder``, unless ``remember`` is False: for who only looks. A file that is removed takes its
     definition with it. If the folder itself cannot be read, or holds no definition any more, as one whose share is not
     mounted, everything stays as it is, over a restart too. Safe to use from several threads.
+
+    ``docker_kwargs_allowed`` are the arguments of Docker that the site allows its flows beyond those that are for all.
     """
 
-    def __init__(self, folder: Path, *, state_folder: Path, remember: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        state_folder: Path,
+        docker_kwargs_allowed: Collection[str] = (),
+        remember: bool = True,
+    ) -> None:
         self._folder = folder
+        self._docker_kwargs_allowed = docker_kwargs_allowed
         self._last_good = LastGoodVersions(state_folder)
         self._remembers = remember
         self._files: Mapping[str, _File] = {}
@@ -159,7 +169,7 @@ class FlowCatalogue:
         if before is not None and before.digest == digest:
             return before
         try:
-            loaded = load_definition(path)
+            loaded = load_definition(path, docker_kwargs_allowed=self._docker_kwargs_allowed)
         except DefinitionError as error:
             return _File(digest=digest, definition=None, problems=error.problems)
         return _File(digest=digest, definition=loaded.definition, warnings=loaded.warnings)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from flows_engine.definition.allowable_kwargs import ALLOWABLE, SETTING
 from flows_engine.definition.schema import FlowDefinition
 
 SCHEMA_FILE: Final = Path("flow_definitions") / "flow.schema.json"
@@ -33,11 +34,19 @@ def flow_schema() -> dict[str, Any]:
     for name in ("triggers", "models", "destinations", "return_to_sender_on_port"):
         field = schema["properties"][name]
         schema["properties"][name] = {"anyOf": [field, field["items"]], **_notes(field)}
+    levels = schema["properties"]["tar_subdir"]
+    levels["anyOf"] = [kind for kind in levels["anyOf"] if kind.get("type") != "null"]
+    levels["anyOf"].append(levels["anyOf"][0]["items"])
     expect = schema["$defs"]["Expect"]["properties"]
     expect["modality"] = {"anyOf": [expect["modality"], expect["modality"]["items"]], **_notes(expect["modality"])}
     model = schema["$defs"]["Model"]["properties"]
     model["static_mount"] = model["static_mounts"]["items"]
     environment = schema["$defs"]["DockerKwargs"]["properties"]["environment"]
+    for name in ALLOWABLE:
+        field = schema["$defs"]["DockerKwargs"]["properties"][name]
+        for kind in [kind for kind in field["anyOf"] if kind.get("type") == "array"]:
+            field["anyOf"].append(kind["items"])
+        field["description"] = f"Only where the site allows it, by {SETTING}."
     listed = {"type": "array", "items": {"type": "string", "pattern": "="}}
     schema["$defs"]["DockerKwargs"]["properties"]["environment"] = {"anyOf": [environment, listed]}
     return schema

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from flows_engine.definition.docker_kwargs import REASONS_FOR_REFUSAL, DockerKwargs
+from flows_engine.definition.allowable_kwargs import ALLOWED_HERE, NOT_ALLOWED
+from flows_engine.definition.docker_kwargs import DockerKwargs, reason_for_refusal
 from flows_engine.definition.errors import DefinitionError, Problem
 from flows_engine.definition.schema import FlowDefinition, Model
 from flows_engine.definition.wording import quoted, reason
@@ -57,12 +58,15 @@ class YamlMapping:
     lines: Mapping[FieldPath, int]
 
 
-def load_definition(path: Path) -> LoadedDefinition:
-    """Read one definition. Raises ``DefinitionError`` with all that is wrong in the file."""
+def load_definition(path: Path, *, docker_kwargs_allowed: Collection[str] = ()) -> LoadedDefinition:
+    """Read one definition. Raises ``DefinitionError`` with all that is wrong in the file.
+
+    ``docker_kwargs_allowed`` are the arguments of Docker that this site allows beyond those that are for all flows.
+    """
     document = read_yaml_mapping(path)
     values = {"name": path.stem, **document.values}
     try:
-        definition = FlowDefinition.model_validate(values)
+        definition = FlowDefinition.model_validate(values, context={ALLOWED_HERE: frozenset(docker_kwargs_allowed)})
     except ValidationError as error:
         errors = [details for details in error.errors(include_url=False) if not _follows_from_others(details, error)]
         problems = [_problem(path, document.lines, details) for details in errors[:_MOST_PROBLEMS]]
@@ -282,6 +286,8 @@ def _problem(path: Path, lines: Mapping[FieldPath, int], details: ErrorDetails) 
     key = next((part for part in reversed(details["loc"]) if isinstance(part, str)), "")
     if kind == "extra_forbidden":
         why, hint = _unknown_key(details["loc"], key)
+    elif kind == NOT_ALLOWED:
+        why, hint = "is not allowed", reason_for_refusal(key) or ""
     elif kind == "missing":
         why, hint = "is missing", _MISSING.get(key, "")
     elif details["input"] is None:
@@ -317,10 +323,16 @@ _WRITE: Final = {
     "environment": "write a mapping, like {NAME: value}",
     "labels": "write a mapping, like {name: value}",
     "tmpfs": "write a mapping of folders to options, like {/scratch: size=1g}",
+    "ulimits": "write a list of mappings, like [{name: memlock, soft: -1, hard: -1}]",
+    "extra_hosts": "write a mapping of names to addresses, like {licences: 10.0.0.5}",
+    "sysctls": "write a mapping, like {net.core.somaxconn: 1024}",
+    "storage_opt": "write {size: 10g}",
     "priority": "0 to 5, of which 5 runs first",
     "concurrency_limit": "how many runs of the flow may go on at the same time, 1 at least",
     "gpu_memory": "how many MiB of each of its GPUs it needs, like 8000; without it, all",
     "expect": "write a mapping, like {min_files: 1, modality: RTSTRUCT}",
+    "input": "all, or matched: only the instances that meet a trigger",
+    "tar_subdir": "write a list of DICOM keywords, like [SeriesInstanceUID], ten at most",
     "modality": "name one, like RTSTRUCT, or a list of them",
     "min_files": "how many files the last model has to leave, 0 to 1000000",
     "port": "1 to 65535",
@@ -349,10 +361,11 @@ def _place(lines: Mapping[FieldPath, int], location: tuple[int | str, ...]) -> t
 
 
 def _unknown_key(location: tuple[int | str, ...], key: str) -> tuple[str, str]:
-    if "docker_kwargs" in location and key in REASONS_FOR_REFUSAL:
-        return "is not allowed", REASONS_FOR_REFUSAL[key]
     model = _model_at(location[:-1])
-    if model is Model and key in DockerKwargs.model_fields.keys() | REASONS_FOR_REFUSAL.keys():
+    refusal = reason_for_refusal(key)
+    if model is DockerKwargs and refusal is not None:
+        return "is not allowed", refusal
+    if model is Model and (key in DockerKwargs.model_fields or refusal is not None):
         return "is no key of a model", "what is meant for Docker is written below docker_kwargs"
     known = list(model.model_fields)
     close = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.6)

@@ -117,7 +117,7 @@ def definition_tags(*, version: str, priority: int) -> list[str]:
     return [*tags, f"version:{version}"] if version else tags
 
 
-Reason = Literal["received", "reprocess"]
+Reason = Literal["received", "late-arrival", "reprocess"]
 
 
 def reason_tag(reason: Reason) -> str:

@@ -34,6 +34,7 @@ from flows_engine.definition.expect import Expect
 from flows_engine.definition.leniency import Text, as_list, boolean_or_text, truth_count_or_text, without_nul
 from flows_engine.definition.step_graph import Step, StepGraph, chain, step_graph
 from flows_engine.definition.trigger import Trigger
+from flows_engine.definition.trigger_key import parse_keyword
 
 _KIND_OF_GPU: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _LABEL: Final = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -52,6 +53,9 @@ CONFIG_FOLDER: Final = "/config"
 _MOST_RETRIES: Final = 20
 _MOST_RETRY_DELAYS: Final = 50
 _LONGEST_RETRY_DELAY_SECONDS: Final = 86_400
+
+# Each is a folder name of up to 64 characters, of a path that may have some thousand.
+_MOST_LEVELS: Final = 10
 
 # A month; beyond about 290 years the clocks of threads and sockets overflow.
 _LONGEST_TIMEOUT_SECONDS: Final = 31 * 86_400
@@ -109,6 +113,13 @@ def _is_none(value: object) -> bool:
 
 def _is_empty(value: object) -> bool:
     return not value
+
+
+def _is_all(value: object) -> bool:
+    return value == "all"
+
+
+LevelKeyword = Annotated[Text, AfterValidator(parse_keyword)]
 
 
 class _Part(BaseModel):
@@ -317,6 +328,13 @@ class FlowDefinition(_Part):
     priority: int = Field(default=0, ge=0, le=5)
     concurrency_limit: int | None = Field(default=None, ge=1, le=_MOST_RUNS_AT_ONCE, exclude_if=_is_none)
     triggers: Annotated[tuple[Trigger, ...], BeforeValidator(as_list)]
+    # Left out of what is dumped where they say nothing, so that definitions without them keep their digest.
+    input: Literal["all", "matched"] = Field(default="all", exclude_if=_is_all)
+    """Which instances of a study the models get: all, or only those that meet all conditions of some trigger."""
+    tar_subdir: Annotated[tuple[LevelKeyword, ...] | None, BeforeValidator(as_list)] = Field(
+        default=None, max_length=_MOST_LEVELS, exclude_if=_is_none
+    )
+    """The folder levels of the input of its models; None: those of the site."""
     models: Annotated[tuple[Model, ...], BeforeValidator(as_list)] = Field(min_length=1)
     destinations: Annotated[tuple[Node, ...], BeforeValidator(as_list)] = ()
     return_to_sender_on_port: Annotated[tuple[Port, ...], BeforeValidator(as_list)] = ()
@@ -345,6 +363,18 @@ class FlowDefinition(_Part):
         if not version.isprintable():
             raise ValueError("is no version; leave out the characters that cannot be seen")
         return version
+
+    @field_validator("input")
+    @classmethod
+    def _something_to_match(cls, value: str, info: ValidationInfo) -> str:
+        if value == "matched" and info.data.get("triggers") == ():
+            raise ValueError("has no triggers to match; write `input: all`, or a trigger")
+        return value
+
+    @property
+    def has_own_input(self) -> bool:
+        """Whether its models get something else than the folder of the study as it lies in the store."""
+        return self.input != "all" or self.tar_subdir is not None
 
     @field_validator("models")
     @classmethod

@@ -1,8 +1,7 @@
-"""A trigger: the conditions on DICOM tags that must hold together in a single instance."""
+"""A trigger: the conditions that must hold together in a single instance, on its tags and on who sent it."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -13,22 +12,22 @@ import regex
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_serializer, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
-from pydicom._dicom_dict import DicomDictionary
-from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from flows_engine.definition.errors import PatternTimeoutError
 from flows_engine.definition.leniency import as_list, as_text
+from flows_engine.definition.trigger_key import parse_key
 from flows_engine.definition.wording import quoted
 
 _SECONDS_PER_VALUE: Final = 1.0
-_NUMBERED_TAG: Final = re.compile(r"([0-9A-Fa-f]{4})([0-9A-Fa-f]{4})|\(([0-9A-Fa-f]{4}),\s*([0-9A-Fa-f]{4})\)")
 _LONGEST_PATTERN: Final = 1000
 # A counted repeat is written out when a pattern is compiled: `((a{1000}){1000}){1000}` takes all memory there is.
 _COUNT: Final = re.compile(r"\{\s*([0-9]+)")
 _MOST_WRITTEN_OUT: Final = 1_000_000
 _MOST_WRONG_CONDITIONS: Final = 10
-# What has no text to search in (PS3.5 6.2).
-_WITHOUT_TEXT: Final = {"SQ", "OB", "OW", "OD", "OF", "OL", "OV", "UN"}
+MIN_INSTANCES: Final = "min_instances"
+"""The one key of a trigger that is no condition. No DICOM keyword begins with a small letter."""
+_MOST_INSTANCES: Final = 1_000_000
+_WHOLE_NUMBER: Final = re.compile("[0-9]{1,18}")
 
 
 @lru_cache(maxsize=1024)
@@ -81,7 +80,7 @@ class Pattern(BaseModel):
 
 
 class Condition(BaseModel):
-    """What must hold for one tag. ``tag`` is ``GGGGEEEE`` in upper case; ``written`` is how its author wrote it."""
+    """What must hold for one key of a trigger: ``tag`` as ``parse_key`` has it, ``written`` as its author wrote it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -91,11 +90,15 @@ class Condition(BaseModel):
 
 
 class Trigger(BaseModel):
-    """Conditions that must all hold in the same instance. Written, and dumped, as a mapping of tag to patterns."""
+    """Conditions that must all hold in the same instance, for at least ``min_instances`` of them.
+
+    Written, and dumped, as a mapping of key to patterns, in which ``min_instances`` stands beside the keys.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     conditions: tuple[Condition, ...]
+    min_instances: int = 1
 
     @model_validator(mode="before")
     @classmethod
@@ -105,14 +108,18 @@ class Trigger(BaseModel):
         if not isinstance(value, dict):
             # pydantic turns a ValueError into a finding, and lets a TypeError through.
             raise ValueError("a trigger is a mapping of DICOM tags to patterns, like {Modality: CT}")  # noqa: TRY004
-        if set(value) == {"conditions"} and isinstance(value["conditions"], tuple):
+        if isinstance(value.get("conditions"), tuple):
             return value
-        if not value:
+        if not value.keys() - {MIN_INSTANCES}:
             raise ValueError('the trigger is empty and would fire on everything; say so with {SOPClassUID: ".*"}')
         conditions: dict[str, Condition] = {}
         wrong: list[InitErrorDetails] = []
+        min_instances = 1
         for written, patterns in value.items():
             try:
+                if written == MIN_INSTANCES:
+                    min_instances = _count(patterns)
+                    continue
                 condition = _condition(str(written), patterns, before=conditions)
             except ValueError as error:
                 kind = PydanticCustomError("condition", "{reason}", {"reason": str(error)})
@@ -123,11 +130,13 @@ class Trigger(BaseModel):
                 conditions[condition.tag] = condition
         if wrong:
             raise ValidationError.from_exception_data(cls.__name__, wrong)
-        return {"conditions": tuple(conditions.values())}
+        return {"conditions": tuple(conditions.values()), MIN_INSTANCES: min_instances}
 
     @model_serializer
-    def _to_mapping(self) -> dict[str, list[str]]:
-        return {item.written: [pattern.written for pattern in item.patterns] for item in self.conditions}
+    def _to_mapping(self) -> dict[str, list[str] | int]:
+        # Left out where it says nothing, so that definitions without it keep their digest.
+        counted: dict[str, list[str] | int] = {MIN_INSTANCES: self.min_instances} if self.min_instances > 1 else {}
+        return {item.written: [pattern.written for pattern in item.patterns] for item in self.conditions} | counted
 
     @classmethod
     def __get_pydantic_json_schema__(cls, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -135,15 +144,33 @@ class Trigger(BaseModel):
         return {
             "type": "object",
             "title": "Trigger",
-            "description": "DICOM tag (keyword, GGGGEEEE or (gggg,eeee)): pattern, or list of patterns that must all "
-            "hold. A pattern is a regular expression, searched anywhere in the value; ~ in front: must not match.",
+            "description": "DICOM tag (keyword, GGGGEEEE, (gggg,eeee) or (gggg,'CREATOR',ee)), with dots between it "
+            "and the sequences that it is in, or Sender.AETitle, Sender.Host or Called.AETitle: pattern, or list of "
+            "patterns that must all hold. A pattern is a regular expression, searched anywhere in the value; ~ in "
+            "front: must not match.",
             "minProperties": 1,
+            "properties": {
+                MIN_INSTANCES: {
+                    "type": "integer",
+                    "minimum": 1,
+                    "maximum": _MOST_INSTANCES,
+                    "default": 1,
+                    "description": "In how many instances, at least, all of it must hold.",
+                }
+            },
             "additionalProperties": {"anyOf": [pattern, {"type": "array", "minItems": 1, "items": pattern}]},
         }
 
 
+def _count(written: object) -> int:
+    text = written.strip() if isinstance(written, str) else str(written) if type(written) is int else ""
+    if not _WHOLE_NUMBER.fullmatch(text) or not 1 <= int(text) <= _MOST_INSTANCES:
+        raise ValueError(f"is no number of instances from 1 to {_MOST_INSTANCES}")
+    return int(text)
+
+
 def _condition(written: str, patterns: object, *, before: Mapping[str, Condition]) -> Condition:
-    tag = parse_tag(written)
+    tag = parse_key(written)
     if tag in before:
         raise ValueError(f"is the same tag as {before[tag].written}; make one list of their patterns")
     listed = as_list(patterns)
@@ -152,35 +179,3 @@ def _condition(written: str, patterns: object, *, before: Mapping[str, Condition
     if not texts or len(texts) < len(written_patterns):
         raise ValueError('needs a pattern, or a list of patterns; for any value write ".*"')
     return Condition(tag=tag, written=written, patterns=tuple(Pattern.parse(text) for text in texts))
-
-
-def parse_tag(written: str) -> str:
-    """Return a tag given as keyword, ``GGGGEEEE`` or ``(gggg,eeee)`` as ``GGGGEEEE``. Raises ``ValueError``."""
-    numbered = _NUMBERED_TAG.fullmatch(written.strip())
-    if numbered:
-        number = int("".join(part for part in numbered.groups() if part), 16)
-    else:
-        known = tag_for_keyword(written.strip())
-        # The dictionary lists some retired elements without a keyword: the empty text finds one of them.
-        if known is None or not written.strip():
-            raise ValueError(f"{quoted(written)} is no DICOM keyword{_suggestion(written)}")
-        number = known
-    try:
-        representation = dictionary_VR(number)
-    except KeyError:
-        representation = ""  # a private tag: what it holds is known when it comes
-    if _WITHOUT_TEXT.intersection(representation.split(" or ")):
-        raise ValueError(f"is of type {representation}, which has no text to match; name a tag that has text")
-    return f"{number:08X}"
-
-
-@lru_cache(maxsize=1)
-def _keywords() -> tuple[str, ...]:
-    return tuple(entry[4] for entry in DicomDictionary.values() if entry[4])
-
-
-def _suggestion(written: str) -> str:
-    start, length = written[:1].casefold(), len(written)
-    alike = [keyword for keyword in _keywords() if keyword[:1].casefold() == start and abs(len(keyword) - length) < 5]
-    close = difflib.get_close_matches(written, alike, n=1)
-    return f"; did you mean {close[0]}?" if close else ", and no tag like GGGGEEEE or (gggg,eeee) either"

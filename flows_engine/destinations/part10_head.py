@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from flows_engine.output_files import open_regular
 
 _HEAD_BYTES: Final = 16 * 1024
 _LARGEST_META_BYTES: Final = 16 * 1024 * 1024
+_BLOCK_BYTES: Final = 512
+_LARGEST_HOLE_BYTES: Final = 2**30
 _META_START: Final = 132
 _LONG_VRS: Final = frozenset(
     {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
@@ -57,6 +60,7 @@ def read_head(path: Path) -> Part10Head:
     file.
     """
     with open_regular(path) as file:
+        _refuse_holes(file)
         data = _read(file, 0, _HEAD_BYTES)
         if data[128:_META_START] != b"DICM":
             raise NotSendableError("it is not a DICOM file")
@@ -72,6 +76,17 @@ def read_head(path: Path) -> Part10Head:
         transfer_syntax_uid=_checked(transfer_syntax_uid, "Transfer Syntax UID"),
         data_set_offset=offset,
     )
+
+
+def _refuse_holes(file: BinaryIO) -> None:
+    """Refuse a file that is said to be far larger than what was ever written to it: sending it would take days."""
+    status = os.fstat(file.fileno())
+    # A file system that compresses has fewer blocks than bytes, too, but no hole.
+    if status.st_size - status.st_blocks * _BLOCK_BYTES > _LARGEST_HOLE_BYTES:
+        hole = os.lseek(file.fileno(), 0, os.SEEK_HOLE)
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        if hole < status.st_size:
+            raise NotSendableError("most of it was never written: it is a file with holes")
 
 
 def _read(file: BinaryIO, start: int, end: int) -> bytes:

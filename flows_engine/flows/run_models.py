@@ -41,7 +41,7 @@ def run_models(definition: FlowDefinition, *, run_id: str, study_id: str) -> Ste
         # Branches beside one that failed are run to their end: a retry finds them done.
         failures = [failure for future in futures.values() if (failure := _failure(future))]
     if failures:
-        raise EngineError("; ".join(failures))
+        raise EngineError("; ".join(dict.fromkeys(failures)))
     return futures[graph.result].result()
 
 

@@ -33,7 +33,7 @@ def send(definition: FlowDefinition, last: StepResult, *, sender: Sender | None,
     if decided.skip_reason is not None:
         return f"nothing sent, as its model says: {decided.skip_reason}"
     if definition.expected is not None:
-        check_output(definition, last, study_id=study_id)
+        check_output(definition, last, run_id=run_id, study_id=study_id)
 
     def gets_it(name: str) -> bool:
         return decided.destinations is None or name in decided.destinations

@@ -26,13 +26,13 @@ from pydantic import (
     field_serializer,
     field_validator,
 )
-from pydicom.datadict import tag_for_keyword
 
-from flows_engine.definition.docker_kwargs import Size
+from flows_engine.definition.docker_kwargs import allowable
 from flows_engine.definition.errors import DefinitionError
 from flows_engine.definition.loading import read_yaml_mapping
 from flows_engine.definition.schema import AETitle, kind_of_gpu
-from flows_engine.definition.trigger import parse_tag
+from flows_engine.definition.text_forms import Size
+from flows_engine.definition.trigger_key import parse_keyword
 from flows_engine.definition.wording import reason
 from flows_engine.handoff.engine_address import DEFAULT_ENGINE_URL, EngineAddress, checked_engine_url, is_remote
 
@@ -40,7 +40,6 @@ _INSTALLED: Final = Path("/opt/DicomFlow")
 _CONF_DIR: Final = _INSTALLED / "conf.d"
 _BLOCK_NAME: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _GPU_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:/-]{0,79}")
-_LATER: Final = {"STUDY_IDLE_SECONDS", "ALLOWED_PEERS"}
 
 
 class SettingsError(ValueError):
@@ -71,12 +70,11 @@ def _texts(value: object) -> list[str]:
 
 
 def _keywords(value: object) -> list[str]:
-    words = _texts(value)
-    for word in words:
-        parse_tag(word)
-        if not tag_for_keyword(word):
-            raise ValueError(f"{word!r} is a tag; write its keyword, like SeriesInstanceUID")
-    return words
+    return [parse_keyword(word) for word in _texts(value)]
+
+
+def _docker_kwargs(value: object) -> list[str]:
+    return list(dict.fromkeys(allowable(word) for word in _texts(value)))
 
 
 def _gpu_ids(value: object) -> list[str]:
@@ -155,6 +153,22 @@ class SiteSettings(BaseModel):
     ae_title: AETitle = "STORESCP"
     ae_hostname: str = "localhost"
     ae_port: int = Field(default=10000, ge=0, le=65535)
+    tls_port: Annotated[int | None, BeforeValidator(_none_if_empty)] = Field(default=None, ge=0, le=65535)
+    """A second port, on which TLS is spoken. Without it, and with TLS_CERT, ``AE_PORT`` itself speaks TLS."""
+    tls_cert: Annotated[Path | None, BeforeValidator(_absolute_or_none)] = None
+    """The certificate that the gateway shows, in PEM form, with those that lead to its authority."""
+    tls_key: Annotated[Path | None, BeforeValidator(_absolute_or_none)] = None
+    tls_ca: Annotated[Path | None, BeforeValidator(_absolute_or_none)] = None
+    """The authorities whose certificates peers may show."""
+    tls_client_certificate: Literal["required", "optional", "none"] = "required"
+    """Whether a peer has to show a certificate; without ``tls_ca`` there is none that could be trusted."""
+    allowed_peers: Annotated[tuple[str, ...], BeforeValidator(_texts)] = ()
+    """Who may send: AE titles, addresses or networks, or both as ``AE_TITLE@10.1.2.0/24``. Default: everyone."""
+    require_called_ae: bool = False
+    """Whether a peer has to call ``AE_TITLE``; by default any name will do."""
+    max_associations: int = Field(default=200, ge=1)
+    max_associations_per_peer: int = Field(default=100, ge=1)
+    """How many of them may come from one address."""
     pynetdicom_log_level: Literal["none", "standard", "debug"] = "standard"
     log_level: Annotated[int, BeforeValidator(_log_level)] = Field(default=20, ge=0, le=50)
     tar_subdir: Annotated[tuple[str, ...], BeforeValidator(_keywords)] = ()
@@ -175,10 +189,37 @@ class SiteSettings(BaseModel):
     """Whether the engine is spoken to with TLS, and each of the two has to prove who it is."""
     docker_cert_path: Annotated[Path | None, BeforeValidator(_absolute_or_none)] = None
     """The folder with ca.pem, cert.pem and key.pem. Default, with ``DOCKER_TLS_VERIFY``: ``~/.docker``."""
-    group_by: Literal["association"] = "association"
-    """What is one study to match: everything that one association sends of one patient."""
+    disk_reserve_bytes: int = Field(default=2**30, ge=0)
+    """How many bytes of the file system of ``DATA_DIR`` are to stay free; 0: none.
+
+    Senders are told to wait while there is less. A model that leaves less is killed, and its run fails; none starts
+    where less is left already. The disk on which the Docker engine keeps its containers is watched by the same measure
+    while models run, unless that engine is on another host.
+    """
+    disk_watermark_percent: Annotated[float, Field(gt=0, le=100)] = 100.0
+    """How much of that file system may be in use before senders are told to wait. Default: all but the reserve."""
+    group_by: Literal["association", "study", "patient"] = "association"
+    """What is one study to match: all that one association sends of one patient, or all that several send of one study
+    or patient before ``study_idle_seconds`` pass in silence."""
+    study_idle_seconds: Seconds = 30.0
+    late_arrival: Literal["rerun", "ignore", "new"] = "rerun"
+    """What becomes of instances of a study that was closed, where ``group_by`` is study or patient: a new version of
+    the study with all that came so far, nothing, or a study of their own."""
+    incomplete_seconds: Seconds = 300.0
+    """How long what an aborted association has sent waits for its sender to come again."""
+    on_conflict: Literal["keep_both", "replace", "reject"] = "keep_both"
+    """What becomes of an instance whose UID came before with other content."""
+    durability: Literal["instance", "association", "none"] = "instance"
+    """When what is received is forced onto the disk: before each Success, before the release is answered, or never."""
+    receiver_processes: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1, le=64)
+    """How many processes share the associations."""
+    c_store_path: Literal["fast", "stock"] = "fast"
+    """Who receives the objects: the gateway's own path, or pynetdicom's, which is many times slower."""
+    docker_kwargs_allowed: Annotated[tuple[str, ...], BeforeValidator(_docker_kwargs)] = ()
+    """Names of arguments of docker-py's ``containers.create`` that flows may use beyond those that all may, like
+    ``cap_add``. Asked where a flow is read, and again by the worker on whose host it runs."""
     incomplete: Literal["hold", "process"] = "hold"
-    """What becomes of a study whose association did not end by a release."""
+    """What becomes of a study whose last association did not end by a release, once it has waited."""
     send_retry_delays_seconds: Annotated[tuple[Seconds, ...], BeforeValidator(_words), Field(max_length=50)] = (
         5.0,
         30.0,
@@ -271,7 +312,7 @@ class _Reading:
             self._take(name, value, origin=f"{path}:{document.lines[name,]}", from_file=True)
 
     def take_environment(self, name: str, value: str) -> None:
-        if name in self._names or name in _LATER:
+        if name in self._names:
             self._take(name, value, origin="environment", from_file=False)
         elif name.startswith("RABBIT_"):
             self._no_longer_used(name, origin="environment")
@@ -279,8 +320,6 @@ class _Reading:
     def _take(self, name: str, value: object, *, origin: str, from_file: bool) -> None:
         if name in self._names:
             self._values[name], self._origins[name] = value, origin
-        elif name in _LATER:
-            self._problems.append(f"{origin}: {name}: is not available in this version; take it out")
         elif name.startswith("RABBIT_"):
             self._no_longer_used(name, origin=origin)
         elif name.startswith("PREFECT_") and from_file:

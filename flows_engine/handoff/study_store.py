@@ -63,6 +63,10 @@ class StudyRecord(BaseModel):
     conflict_count: int
     size_bytes: int
     fingerprint: Fingerprint
+    new_instance_count: int | None = None
+    """How many of the instances came with this study, and not with ``earlier_study_id``; None: all of them."""
+    earlier_study_id: str = ""
+    """The study whose instances are part of this one, since more of it came later; empty where there is none."""
 
 
 class StudyNotFoundError(LookupError):

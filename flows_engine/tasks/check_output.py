@@ -12,8 +12,10 @@ from flows_engine.wiring import site_engine
 
 
 @task(name="check output", task_run_name="check output", persist_result=False, retry_condition_fn=may_pass)
-def check_output(definition: FlowDefinition, last: StepResult, *, study_id: str) -> None:
+def check_output(definition: FlowDefinition, last: StepResult, *, run_id: str, study_id: str) -> None:
     """See whether what ``last`` left is what the definition expects. Raises an ``EngineError``."""
     logger = get_run_logger()
     with unforeseen_in_one_line(logger):
-        site_engine().check_output(definition, output_dir=last.output_dir, study_id=study_id, logger=logger)
+        site_engine().check_output(
+            definition, output_dir=last.output_dir, run_id=run_id, study_id=study_id, logger=logger
+        )

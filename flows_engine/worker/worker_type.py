@@ -17,6 +17,7 @@ from prefect.settings import get_current_settings
 from prefect.utilities.processutils import command_to_string
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorkerResult
 
+from flows_engine.definition.allowable_kwargs import SETTING
 from flows_engine.definition.naming import WORKER_TYPE
 from flows_engine.worker.new_work import announced_runs
 from flows_engine.worker.study_worker import StudyWorker
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_OF_THE_HOST: Final = (SETTING, "CONF_DIR")
 _PROGRAM: Final = "flows_engine.worker.warm_engine"
 
 
@@ -40,6 +42,11 @@ class DicomflowJobConfiguration(ProcessJobConfiguration):
         # Left to itself, Prefect starts a second Python just to look for the flow's code. It is installed.
         self.command = self.command or command_to_string(list(ENGINE_COMMAND))
         super().prepare_for_flow_run(*args, **kwargs)
+        # Who may make runs may give them an environment. What flows may do to this host is for the host to say.
+        for name in _OF_THE_HOST:
+            self.env.pop(name, None)
+            if name in os.environ:
+                self.env[name] = os.environ[name]
 
 
 class DicomflowWorker(StudyWorker):

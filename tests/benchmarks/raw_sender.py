@@ -1,14 +1,19 @@
 """A C-STORE sender that only writes prepared bytes: what is measured is the receiver, and not the sender.
 
-One association, one presentation context, instances one after another (PS3.8 9.3, PS3.7 9.3.1).
+Each association is a process of its own; all PDUs of all instances are made before the clock starts (PS3.8 9.3, PS3.7
+9.3.1). One presentation context, instances one after another.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import socket
 import struct
+import threading
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pydicom
@@ -16,12 +21,14 @@ import pydicom
 _CONTEXT_ID = 1
 _APPLICATION_CONTEXT = b"1.2.840.10008.3.1.1.1"
 _ASSOCIATE_RQ, _ASSOCIATE_AC, _P_DATA, _RELEASE_RQ, _RELEASE_RP = 0x01, 0x02, 0x04, 0x05, 0x06
+_LARGEST_PDU_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedInstance:
     """One instance as it goes over the wire: its command and its data set, without PDU headers."""
 
+    sop_instance_uid: bytes
     command: bytes
     data_set: bytes
 
@@ -43,7 +50,9 @@ def prepare(files: Sequence[Path]) -> PreparedStudy:
         content = path.read_bytes()
         meta_length = int.from_bytes(content[140:144], "little")  # (0002,0000), PS3.10 7.1
         command = _store_request(str(header.SOPClassUID), str(header.SOPInstanceUID), len(instances) + 1)
-        instances.append(PreparedInstance(command=command, data_set=content[144 + meta_length :]))
+        uid = str(header.SOPInstanceUID).encode()
+        data_set = content[144 + meta_length :]
+        instances.append(PreparedInstance(sop_instance_uid=uid, command=command, data_set=data_set))
     return PreparedStudy(
         sop_class_uid=str(header.SOPClassUID),
         transfer_syntax_uid=str(header.file_meta.TransferSyntaxUID),
@@ -51,32 +60,112 @@ def prepare(files: Sequence[Path]) -> PreparedStudy:
     )
 
 
-def send(study: PreparedStudy, *, port: int, called_ae_title: str) -> None:
-    """Send a prepared study to this host's ``port`` and return when the release is answered.
+class Association:
+    """An open association. Raises ``RuntimeError`` for any answer that is not the good one."""
 
-    Raises ``RuntimeError`` for anything but Success.
-    """
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        stream = connection.makefile("rb", buffering=65536)
-        connection.sendall(_associate_request(study, called_ae_title))
-        kind, answer = _read_pdu(stream)
+    def __init__(self, study: PreparedStudy, *, port: int, called_ae_title: str) -> None:
+        self._connection = socket.create_connection(("127.0.0.1", port))
+        self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection.sendall(_associate_request(study, called_ae_title))
+        kind, answer = self._read_pdu()
         if kind != _ASSOCIATE_AC:
             raise RuntimeError(f"the association was not accepted: PDU type {kind}")
-        fragment_bytes = min(_max_pdu_bytes(answer) or 1 << 20, 1 << 20) - 6
-        for instance in study.instances:
-            connection.sendall(_pdv(instance.command, is_command=True, is_last=True))
-            view = memoryview(instance.data_set)
-            for start in range(0, len(view), fragment_bytes):
-                fragment = view[start : start + fragment_bytes]
-                connection.sendall(_pdv(fragment, is_command=False, is_last=start + fragment_bytes >= len(view)))
-            kind, answer = _read_pdu(stream)
+        self.fragment_bytes = min(_max_pdu_bytes(answer) or _LARGEST_PDU_BYTES, _LARGEST_PDU_BYTES) - 6
+
+    def send(self, messages: Sequence[bytes]) -> None:
+        """Send messages of ``encode``, each after the answer to the one before."""
+        for message in messages:
+            self._connection.sendall(message)
+            kind, answer = self._read_pdu()
             if kind != _P_DATA or _status(answer) != 0:
                 raise RuntimeError(f"an instance was not stored: PDU type {kind}, {answer[-16:].hex()}")
-        connection.sendall(struct.pack(">BBII", _RELEASE_RQ, 0, 4, 0))
-        kind, _ = _read_pdu(stream)
+
+    def release(self) -> None:
+        """Release, and return when that is answered."""
+        self._connection.sendall(struct.pack(">BBII", _RELEASE_RQ, 0, 4, 0))
+        kind, _ = self._read_pdu()
         if kind != _RELEASE_RP:
             raise RuntimeError(f"the release was not answered: PDU type {kind}")
+        self._connection.close()
+
+    def _read_pdu(self) -> tuple[int, bytes]:
+        kind, _, length = struct.unpack(">BBI", self._read(6))
+        return kind, self._read(length)
+
+    def _read(self, count: int) -> bytes:
+        content = self._connection.recv(count, socket.MSG_WAITALL)
+        if len(content) != count:
+            raise RuntimeError("the connection was closed")
+        return content
+
+
+def encode(study: PreparedStudy, fragment_bytes: int) -> list[bytes]:
+    """Return each instance as all its PDUs, whose fragments have ``fragment_bytes``."""
+    return [
+        _pdv(instance.command, is_command=True, is_last=True)
+        + b"".join(
+            _pdv(
+                instance.data_set[start : start + fragment_bytes],
+                is_command=False,
+                is_last=start + fragment_bytes >= len(instance.data_set),
+            )
+            for start in range(0, len(instance.data_set), fragment_bytes)
+        )
+        for instance in study.instances
+    ]
+
+
+def send(study: PreparedStudy, *, port: int, called_ae_title: str, associations: int, round_number: int = 0) -> float:
+    """Send a study over each of ``associations`` side by side; return the seconds from first byte to last release.
+
+    Each association of each round sends instances with UIDs of their own, as different studies have.
+    """
+    context = multiprocessing.get_context("fork")
+    barrier, failures = context.Barrier(associations + 1), context.SimpleQueue()
+
+    def send_one(number: int) -> None:
+        try:
+            own = _with_own_uids(study, digits=b"%04d%03d" % (round_number, number))
+            # The size of fragments is the receiver's to say, and another association asks for it.
+            probe = Association(own, port=port, called_ae_title=called_ae_title)
+            messages = encode(own, probe.fragment_bytes)
+            probe.release()
+            barrier.wait(timeout=120)
+            association = Association(own, port=port, called_ae_title=called_ae_title)
+            association.send(messages)
+            association.release()
+        except BaseException as error:
+            failures.put(f"{type(error).__name__}: {error}")
+            barrier.abort()
+        finally:
+            os._exit(0)
+
+    processes = [context.Process(target=send_one, args=(number,)) for number in range(associations)]
+    for process in processes:
+        process.start()
+    try:
+        barrier.wait(timeout=120)
+        began = time.perf_counter()
+    except threading.BrokenBarrierError:
+        began = 0.0
+    for process in processes:
+        process.join()
+    seconds = time.perf_counter() - began
+    if not failures.empty():
+        raise RuntimeError(failures.get())
+    return seconds
+
+
+def _with_own_uids(study: PreparedStudy, *, digits: bytes) -> PreparedStudy:
+    """Return the same study with SOP Instance UIDs that end in ``digits``."""
+    instances = []
+    for instance in study.instances:
+        uid = instance.sop_instance_uid
+        own = uid[: -len(digits)] + digits
+        # Once in the command, and once in the data set, at (0008,0018).
+        command, data_set = instance.command.replace(uid, own), instance.data_set.replace(uid, own, 1)
+        instances.append(PreparedInstance(sop_instance_uid=own, command=command, data_set=data_set))
+    return replace(study, instances=tuple(instances))
 
 
 def _associate_request(study: PreparedStudy, called_ae_title: str) -> bytes:
@@ -111,12 +200,6 @@ def _us(element: int, value: int) -> bytes:
 def _uid(element: int, value: str) -> bytes:
     padded = value.encode() + b"\0" * (len(value) % 2)
     return struct.pack("<HHI", 0, element, len(padded)) + padded
-
-
-def _read_pdu(stream: object) -> tuple[int, bytes]:
-    header = stream.read(6)  # type: ignore[attr-defined]
-    kind, _, length = struct.unpack(">BBI", header)
-    return kind, stream.read(length)  # type: ignore[attr-defined]
 
 
 def _max_pdu_bytes(associate_accept: bytes) -> int:

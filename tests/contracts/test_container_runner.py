@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from flows_engine.docker_runner import DockerRunner
-from flows_engine.errors import ImagePullFailedError, ImageUnavailableError, ModelTimedOutError, RunHaltedError
+from flows_engine.errors import (
+    DiskFilledError,
+    ImagePullFailedError,
+    ImageUnavailableError,
+    ModelTimedOutError,
+    RunHaltedError,
+)
 from flows_engine.handoff.engine_address import EngineAddress
 from flows_engine.interfaces import BindMount, ContainerRunner, ContainerSpec
 from flows_engine.registry_silence import RegistrySilence
@@ -214,4 +221,19 @@ def test_a_run_that_ends_stops_its_container(bench: Bench) -> None:
             bench.spec("goes on"), on_line=said.append, on_notice=said.append, is_halted=lambda: bool(said)
         )
     assert said[0] == "begun"
+    bench.assert_gone()
+
+
+@pytest.mark.parametrize("program", ["goes on", "fails"])
+def test_a_container_that_is_watched_is_killed_at_once(bench: Bench, program: str) -> None:
+    said: list[str] = []
+
+    def watch() -> None:
+        if said:
+            raise DiskFilledError("too little is free")
+
+    started = time.monotonic()
+    with pytest.raises(DiskFilledError, match=r"^too little is free$"):
+        bench.runner.run(bench.spec(program), on_line=said.append, on_notice=_ignore, watch=watch)
+    assert time.monotonic() - started < 5  # for what is asked to end there are 5 seconds
     bench.assert_gone()

@@ -32,6 +32,7 @@ class FakeContainerRunner:
         on_line: Callable[[str], None],
         on_notice: Callable[[str], None],
         is_halted: Callable[[], bool] = lambda: False,
+        watch: Callable[[], None] = lambda: None,
     ) -> ContainerResult:
         """Run the program of the image, to its end or to the end of its time."""
         program = self._programs.get(spec.image)
@@ -47,6 +48,8 @@ class FakeContainerRunner:
             for said in program(spec):
                 if is_halted():
                     raise RunHaltedError
+                if said != 0:
+                    watch()
                 if isinstance(said, int):
                     return ContainerResult(
                         exit_code=said,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from pydicom.dataset import Dataset
+from io import BytesIO
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     generate_uid,
 )
-from pynetdicom.dsutils import create_file_meta, encode, encode_file_meta
+from pynetdicom.dsutils import encode
 
-from dicom_gateway.spool import ReceivedInstance
+from dicom_gateway.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_gateway.reception import ReceivedInstance
 
 CANARY_NAME = "CANARY^PATIENT"
 CANARY_ID = "CANARY-ID-4711"
@@ -68,11 +73,23 @@ def received(
     dataset: Dataset, *, sop_instance_uid: str | None = None, transfer_syntax_uid: str = ExplicitVRLittleEndian
 ) -> ReceivedInstance:
     """Return what the handlers make of a C-STORE with ``dataset``. ``sop_instance_uid`` is the command's."""
-    uid = sop_instance_uid or str(dataset.SOPInstanceUID)
-    meta = create_file_meta(sop_class_uid=CTImageStorage, sop_instance_uid=uid, transfer_syntax=transfer_syntax_uid)
     return ReceivedInstance(
-        sop_instance_uid=uid,
+        sop_class_uid=CTImageStorage,
+        sop_instance_uid=sop_instance_uid or str(dataset.SOPInstanceUID),
         transfer_syntax_uid=transfer_syntax_uid,
-        file_meta=b"\0" * 128 + b"DICM" + encode_file_meta(meta),
         data_set=encoded(dataset, transfer_syntax_uid=transfer_syntax_uid),
     )
+
+
+def as_file(instance: ReceivedInstance) -> bytes:
+    """Return what an instance is on disk, as the library for DICOM files writes its meta information."""
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\0\1"
+    meta.MediaStorageSOPClassUID = UID(instance.sop_class_uid)
+    meta.MediaStorageSOPInstanceUID = UID(instance.sop_instance_uid)
+    meta.TransferSyntaxUID = UID(instance.transfer_syntax_uid)
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    encoded_meta = BytesIO()
+    write_file_meta_info(encoded_meta, meta)
+    return b"\0" * 128 + b"DICM" + encoded_meta.getvalue() + instance.data_set

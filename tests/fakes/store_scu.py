@@ -11,11 +11,14 @@ from io import BytesIO
 
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from pynetdicom import AE
+from pynetdicom import AE, _config
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 
 from tests.fakes.instances import encoded
+
+# This sender keeps to no rule.
+_config.VALIDATORS["UI"] = lambda _: (True, "")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""A gateway in a process of its own, made to be killed: ``python -m tests.integration.gateway_process DATA_DIR``.
+"""A gateway in a process of its own, made to be killed.
 
+``python -m tests.integration.gateway_process DATA_DIR [SETTINGS]``, the settings as JSON.
 Its runs are files: a run is created by creating the file that its idempotency key names, as Prefect creates it in its
 database, and every call is written down beside it. The port is printed once it listens.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import sys
 import threading
@@ -36,12 +38,21 @@ class FileTrigger:
         return run.name
 
 
-def main(data_dir: Path) -> None:
+def main(data_dir: Path, settings: dict[str, object]) -> None:
     """Serve until killed."""
     runs = data_dir / "runs"
     runs.mkdir(exist_ok=True)
     gateway = build_gateway(
-        SiteSettings(data_dir=data_dir, ae_port=0, incomplete="process"),
+        SiteSettings(
+            **{
+                "data_dir": data_dir,
+                "ae_port": 0,
+                "incomplete": "process",
+                "incomplete_seconds": 0,
+                "disk_reserve_bytes": 0,
+                **settings,
+            }
+        ),
         FileTrigger(runs),
         FakeDefinitions(flow("CT", {"Modality": "CT"})),
     )
@@ -51,4 +62,4 @@ def main(data_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]) if len(sys.argv) > 2 else {})

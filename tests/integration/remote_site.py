@@ -71,8 +71,10 @@ class RemoteSite:
     def engine(self) -> Engine:
         return build_engine(self.settings)
 
-    def run(self, definition: FlowDefinition, step: int = 0, **how: object) -> StepResult:
-        return self.engine.run_step(
+    def run(
+        self, definition: FlowDefinition, step: int = 0, *, engine: Engine | None = None, **how: object
+    ) -> StepResult:
+        return (engine or self.engine).run_step(
             definition,
             step=step,
             run_id=self.run_id,

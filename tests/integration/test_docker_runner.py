@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import docker
@@ -20,9 +21,13 @@ import pytest
 from flows_engine.docker_runner import DockerRunner
 from flows_engine.errors import (
     ContainerRefusedError,
+    DiskFilledError,
     EngineUnavailableError,
     HostPathError,
     ImagePullFailedError,
+    ModelTimedOutError,
+    NoSpaceError,
+    RunHaltedError,
 )
 from flows_engine.handoff.engine_address import EngineAddress
 from flows_engine.interfaces import BindMount, ContainerResult, ContainerSpec
@@ -58,6 +63,10 @@ class Bench:
             network=network,
             options={"command": ["sh", "-c", script], "security_opt": ["no-new-privileges"], **options},
         )
+
+    def refuse_once_it_began(self) -> None:
+        if (self.folder / "out" / "begun").exists():
+            raise DiskFilledError
 
     def run(self, script: str, **how: object) -> ContainerResult:
         self.lines.clear()
@@ -119,6 +128,7 @@ def test_a_huge_log_is_bounded_and_its_end_is_kept(bench: Bench) -> None:
     assert result.exit_code == 5
     assert result.log_tail[-1] == "the reason"
     assert sum(map(len, bench.lines)) < 11 * 1024 * 1024
+    assert sum("the rest of this log is left out" in line for line in bench.lines) == 1
 
 
 def test_two_streams_do_not_break_each_others_lines(bench: Bench) -> None:
@@ -143,6 +153,58 @@ def test_lines_come_while_it_runs(bench: Bench) -> None:
 
 def test_a_container_that_closes_its_log_is_still_waited_for(bench: Bench) -> None:
     assert bench.run("exec >&- 2>&-; sleep 1; exit 4").exit_code == 4
+
+
+@pytest.mark.parametrize("by", ["is_halted", "watch"])
+def test_a_container_whose_log_is_lost_is_looked_after_all_the_same(
+    bench: Bench, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows_engine.docker_runner._STOP_SECONDS", 1)
+    monkeypatch.setattr("flows_engine.docker_runner._read", lambda _stream, chunks, _abandoned: chunks.put(None))
+    ends = {"is_halted": (bench.folder / "out" / "begun").exists, "watch": bench.refuse_once_it_began}[by]
+    spec = replace(bench.spec("touch /output/begun; while :; do usleep 10000; done"), timeout_seconds=20)
+    with pytest.raises((RunHaltedError, DiskFilledError)):
+        bench.runner.run(spec, on_line=bench.lines.append, on_notice=print, **{by: ends})  # type: ignore[arg-type]
+
+
+def test_what_a_container_left_is_looked_at_once_more_where_it_failed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows_engine.docker_runner._LOOK_SECONDS", 30)  # none while it runs
+    for code in (0, 3):
+        spec = bench.spec(f"touch /output/begun; exit {code}")
+        expected = pytest.raises(DiskFilledError) if code else contextlib.nullcontext()
+        with expected:
+            bench.runner.run(spec, on_line=print, on_notice=print, watch=bench.refuse_once_it_began)
+
+
+def test_a_container_that_does_not_want_to_end_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows_engine.docker_runner._STOP_SECONDS", 1)
+    script = "trap 'echo no' TERM; (trap '' TERM; while :; do usleep 10000; done) & echo begun; while :; do wait; done"
+    with pytest.raises(RunHaltedError):
+        bench.runner.run(
+            bench.spec(script), on_line=bench.lines.append, on_notice=print, is_halted=lambda: bool(bench.lines)
+        )
+
+
+def test_what_a_container_began_ends_with_it(bench: Bench) -> None:
+    started = time.monotonic()
+    assert bench.run("(trap '' TERM HUP; while :; do usleep 10000; done) & echo begun").exit_code == 0
+    assert bench.lines == ["begun"]
+    assert time.monotonic() - started < 10
+
+
+def test_a_fork_bomb_has_a_bound_and_an_end(bench: Bench) -> None:
+    spec = replace(bench.spec("b() { b | b & }; b; while :; do usleep 10000; done", pids_limit=200), timeout_seconds=2)
+    with contextlib.suppress(ModelTimedOutError):  # or its shell gives up, since it cannot fork either
+        assert bench.runner.run(spec, on_line=bench.lines.append, on_notice=print).exit_code != 0
+    assert any("can't fork" in line for line in bench.lines)
+
+
+def test_where_the_engine_has_no_room_for_containers_none_runs(bench: Bench) -> None:
+    runner = replace(bench.runner, disk_reserve_bytes=2**60)
+    with pytest.raises(NoSpaceError, match=r"not run, since only .* MiB are free on the disk of .*DISK_RESERVE_BYTES"):
+        runner.run(bench.spec("sleep 100"), on_line=bench.lines.append, on_notice=print)
 
 
 def test_what_a_killed_process_left_under_the_name_is_removed(bench: Bench) -> None:

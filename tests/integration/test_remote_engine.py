@@ -12,23 +12,30 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows_engine.container_spec import RUN_LABEL
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.disk_reserve import DiskReserve
 from flows_engine.docker_connection import connected
+from flows_engine.docker_runner import DockerRunner
 from flows_engine.errors import (
+    DiskFilledError,
     EngineMisconfiguredError,
     EngineUnavailableError,
     ModelFailedError,
     ModelTimedOutError,
     NoSpaceError,
+    NotAllowedError,
     RunHaltedError,
+    WorkspaceError,
 )
 from flows_engine.handoff.engine_address import EngineAddress
 from tests.factories import leaked_canaries
-from tests.integration.remote_site import RemoteSite, flow
+from tests.integration.one_study import engine_with_one_study
+from tests.integration.remote_site import STUDY, RemoteSite, flow
 from tests.remote_engine import RemoteEngine, make_certificates, remote_engine
 from tests.services import unused_port, wait_until
 
@@ -209,6 +216,87 @@ def test_a_file_larger_than_our_disk_is_not_fetched(site: RemoteSite) -> None:
     with pytest.raises(NoSpaceError, match="1099511627776 bytes"):
         site.run(flow("truncate -s 1099511627776 /output/sparse"))
     assert list(site.output().iterdir()) == []
+
+
+def test_what_is_to_stay_free_here_says_whether_an_output_is_fetched(
+    site: RemoteSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = site.engine
+    assert isinstance(engine.runner, DockerRunner)
+    strict = replace(engine, runner=replace(engine.runner, disk_reserve_bytes=1 << 60))
+    # It runs, since nobody here sees the disk of that engine; were this one short all the time, it would not.
+    with pytest.raises(NoSpaceError, match=r"on the Docker engine is not fetched, since only .* DISK_RESERVE_BYTES"):
+        site.run(flow("echo ran; touch /output/x"), engine=strict)
+    assert "ran" in caplog.messages
+    assert [path.name for path in site.output().parent.iterdir()] == ["output"]
+    assert list(site.output().iterdir()) == []
+
+
+def test_a_model_is_killed_where_our_disk_becomes_full(site: RemoteSite) -> None:
+    with when_it_says("runs") as said:
+
+        class Filling(DiskReserve):
+            def shortage(self) -> str:
+                return "too little is free" if said.is_set() else ""
+
+        disk = Filling(folder=site.folder, reserve_bytes=1)
+        full = replace(site.engine, host=replace(site.engine.host, disk=disk))
+        with pytest.raises(DiskFilledError) as caught:
+            site.run(flow("echo runs; while :; do sleep 0.1; done", timeout=30), engine=full)
+    assert str(caught.value) == "model 1 (busybox): too little is free; it was killed, and its output removed"
+
+
+def test_what_the_site_allows_is_given_to_the_model_and_not_to_the_carrier(
+    site: RemoteSite, remote: RemoteEngine
+) -> None:
+    asked = {"cap_add": ["SYS_NICE"], "devices": ["/dev/zero:/dev/nothing:r"], "ipc_mode": "host"}
+    with pytest.raises(NotAllowedError, match="cap_add, devices, ipc_mode"):
+        site.run(flow("true", docker_kwargs=asked))
+    site.settings = site.settings.model_copy(update={"docker_kwargs_allowed": tuple(asked)})
+    found: dict[str, Mapping[str, Any]] = {}
+    with when_it_says("runs") as said:
+
+        def look() -> bool:
+            if said.is_set() and not found:
+                with remote.client() as client:
+                    for container in client.containers.list(all=True, filters={"label": f"{RUN_LABEL}={site.run_id}"}):
+                        found[container.name] = container.attrs["HostConfig"]
+            return bool(found)
+
+        with pytest.raises(RunHaltedError):
+            site.run(
+                flow("trap exit TERM; echo runs; while :; do sleep 0.1; done", docker_kwargs=asked), is_halted=look
+            )
+    model, carrier = (found[f"dicomflow-{site.run_id}-1{suffix}"] for suffix in ("", "-carrier"))
+    assert (model["CapAdd"], model["IpcMode"], len(model["Devices"])) == (["SYS_NICE"], "host", 1)
+    assert (carrier["CapAdd"], carrier["IpcMode"], carrier["Devices"] or None) == (None, "private", None)
+    assert (carrier["Privileged"], carrier["NetworkMode"]) == (False, "none")
+
+
+def test_instances_that_match_are_sent_as_the_flow_lays_them_out(site: RemoteSite, tmp_path: Path) -> None:
+    engine = replace(engine_with_one_study(tmp_path / "other" / "data"), runner=site.engine.runner)
+    definition = FlowDefinition.model_validate(
+        {
+            **flow("cd /input; find . -type f | sort > /output/given.txt; cp CT/1.dcm /output").model_dump(),
+            "triggers": [{"Modality": "CT", "InstanceNumber": "1|2"}],
+            "input": "matched",
+            "tar_subdir": ["Modality"],
+        }
+    )
+    result = engine.run_step(definition, step=0, run_id=site.run_id, study_id=STUDY, logger=logging.getLogger("test"))
+    output = Path(result.output_dir)
+    assert (output / "given.txt").read_text().split() == ["./CT/1.dcm", "./CT/2.dcm"]
+    study = tmp_path / "other" / "data" / "studies" / STUDY / "input"
+    assert (output / "1.dcm").read_bytes() == (study / "1.dcm").read_bytes()
+
+
+def test_folders_in_folders_come_to_an_end(site: RemoteSite) -> None:
+    deep = "p=$(printf 'd/%.0s' $(seq 500)); cd /output; for i in $(seq {times}); do mkdir -p $p; cd -P $p; done"
+    for times in (1, 5):  # the latter is longer than any path can be
+        with pytest.raises(WorkspaceError, match="more than 250 folders in each other"):
+            site.run(flow(deep.replace("{times}", str(times))))
+    assert site.run(flow("cp /input/* /output/")).file_count == 1
+    assert sorted(path.name for path in site.output().parent.iterdir()) == ["output", "record.json"]
 
 
 def test_a_model_that_takes_too_long_is_killed(site: RemoteSite) -> None:

@@ -12,9 +12,9 @@ from prefect.client.schemas.objects import State
 from prefect.context import refresh_global_settings_context
 
 import flows_engine.flows.process_study as recipe
-from dicom_gateway.fingerprint import FingerprintBuilder
-from dicom_gateway.header import read_file_header
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.handoff.fingerprint import FingerprintBuilder
+from flows_engine.handoff.header import read_file_header
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.handoff.study_store import StudyRecord

@@ -411,3 +411,20 @@ def test_who_only_looks_leaves_no_trace(site: Site) -> None:
 
     assert catalogue.refresh().added == ("A",)
     assert not site.state.exists()
+
+
+def test_what_the_site_allows_is_in_force_and_stays_so_when_it_no_longer_does(site: Site) -> None:
+    """Its runs then fail with the reason; a flow that is no longer there would leave its studies aside."""
+    (site.folder / "a.yaml").write_text(text("A", image="a, init: true"))
+    refused = site.catalogue.refresh()
+    assert [problem.field for problem in refused.problems] == ["models[0].docker_kwargs.init"]
+    assert site.in_force == {}
+
+    site.catalogue = FlowCatalogue(site.folder, state_folder=site.state, docker_kwargs_allowed=("init",))
+    assert not site.catalogue.refresh().problems
+    assert site.in_force == {"A": "a"}
+
+    told = site.restart().refresh().problems
+    assert told[0].field == "models[0].docker_kwargs.init"
+    assert told[1].reason == "its last good version, 'A', stays in force"
+    assert site.catalogue.snapshot()["A"].models[0].docker_kwargs.init is True

@@ -11,15 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from flows_engine.definition.docker_kwargs import REASONS_FOR_REFUSAL, DockerKwargs
+from flows_engine.definition.allowable_kwargs import ALLOWABLE
+from flows_engine.definition.docker_kwargs import NEVER_ALLOWED, DockerKwargs, allowable, reason_for_refusal
 
 
 def kwargs(**values: Any) -> DockerKwargs:
     return DockerKwargs.model_validate({"image": "busybox", **values})
 
 
-@pytest.mark.parametrize("name", sorted(REASONS_FOR_REFUSAL))
-def test_what_a_container_may_not_have_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(NEVER_ALLOWED))
+def test_what_no_site_may_allow_is_refused(name: str) -> None:
     with pytest.raises(ValidationError) as caught:
         kwargs(**{name: "host"})
 
@@ -27,13 +28,32 @@ def test_what_a_container_may_not_have_is_refused(name: str) -> None:
 
 
 def test_nothing_is_both_allowed_and_refused() -> None:
-    assert not REASONS_FOR_REFUSAL.keys() & DockerKwargs.model_fields.keys()
+    assert not NEVER_ALLOWED.keys() & DockerKwargs.model_fields.keys()
+
+
+def test_each_argument_of_docker_py_is_taken_or_refused_with_a_reason() -> None:
+    known = {*docker.models.containers.RUN_CREATE_KWARGS, *docker.models.containers.RUN_HOST_CONFIG_KWARGS}
+
+    assert known - DockerKwargs.model_fields.keys() - NEVER_ALLOWED.keys() == set()
+
+
+@pytest.mark.parametrize("name", sorted(ALLOWABLE))
+def test_what_a_site_may_allow_says_how(name: str) -> None:
+    assert allowable(name) == name
+    assert f"DOCKER_KWARGS_ALLOWED: [{name}]" in str(reason_for_refusal(name))
+
+
+@pytest.mark.parametrize("name", sorted(NEVER_ALLOWED))
+def test_what_no_site_may_allow_says_why(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} can never be allowed: .{{10,}}"):
+        allowable(name)
 
 
 def test_every_allowed_argument_is_one_of_docker_py() -> None:
     known = {*docker.models.containers.RUN_CREATE_KWARGS, *docker.models.containers.RUN_HOST_CONFIG_KWARGS}
 
-    assert set(DockerKwargs.model_fields) <= known
+    # Taken by `containers.create` itself.
+    assert set(DockerKwargs.model_fields) - {"network"} <= known
 
 
 def test_only_what_was_set_is_handed_on_without_image_and_network() -> None:

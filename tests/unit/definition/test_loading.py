@@ -168,6 +168,9 @@ def test_anchors_may_be_used(write_flow: WriteFlow) -> None:
         ("triggers: []\n", 1, "models", "missing", "container"),
         ("triggers: []\nmodels: []\n", 2, "models", "empty", "container"),
         ("triggers: []\nmodels: 5\n", 2, "models", "not a mapping", ""),
+        (SMALLEST + "input: some\n", 4, "input", "'all' or 'matched'", "only the instances that meet a trigger"),
+        (SMALLEST + "tar_subdir: [Modalty]\n", 4, "tar_subdir[0]", "did you mean Modality?", ""),
+        ("triggers: []\ninput: matched\n" + SMALLEST[27:], 2, "input", "no triggers to match; write `input: all`", ""),
         (SMALLEST + "priority: 9\n", 4, "priority", "greater than 5", ""),
         (SMALLEST + "priority: -1\n", 4, "priority", "less than 0", ""),
         (SMALLEST + "priority: high\n", 4, "priority", "no whole number; it says 'high'", ""),
@@ -288,8 +291,8 @@ def test_all_problems_are_told_at_once(problems_of: ProblemsOf) -> None:
         (3, "triggers[0].Modality"),
         (3, "triggers[0].Modalty"),
         (4, "triggers[1].PixelData"),
-        (6, "models[0].docker_kwargs.image"),
         (6, "models[0].docker_kwargs.privileged"),
+        (6, "models[0].docker_kwargs.image"),
         (7, "models[0].gpu"),
         (8, "unknown_one"),
     ]
@@ -546,3 +549,92 @@ def test_any_structure_is_a_definition_or_a_definition_error_with_the_file(tmp_p
         return
     assert problems
     assert all(problem.file == path and "\n" not in str(problem) for problem in problems)
+
+
+def test_a_private_tag_and_a_path_can_be_written_in_yaml(write_flow: WriteFlow) -> None:
+    text = (
+        "triggers:\n  - RequestAttributesSequence.ScheduledProcedureStepDescription: Head\n"
+        '    \'(0029,"SIEMENS CSA HEADER",10)\': [a, ~b]\n    (0029,"PLAIN",xx11): a\n'
+        "models: [{docker_kwargs: {image: a}}]\n"
+    )
+    (trigger,) = load_definition(write_flow(text)).definition.triggers
+    assert [condition.tag for condition in trigger.conditions] == [
+        "00400275.00400007", '(0029,"SIEMENS CSA HEADER",10)', '(0029,"PLAIN",11)',
+    ]  # fmt: skip
+
+
+_FURTHER = """triggers: []
+models:
+  - docker_kwargs:
+      image: a
+      cap_add: [SYS_NICE]
+      ulimits: [{name: memlock, soft: -1, hard: -1}]
+      devices: ["/dev/x:/dev/x:rwm"]
+      extra_hosts: {licences: 10.0.0.5}
+      init: true
+"""
+
+
+def test_what_the_site_allows_is_read_as_it_is_written(write_flow: WriteFlow) -> None:
+    names = ("cap_add", "ulimits", "devices", "extra_hosts", "init")
+    path = write_flow(_FURTHER)
+
+    assert load_definition(path, docker_kwargs_allowed=names).definition.models[0].docker_kwargs.create_options() == {
+        "cap_add": ["SYS_NICE"],
+        "ulimits": [{"name": "memlock", "soft": -1, "hard": -1}],
+        "devices": ["/dev/x:/dev/x:rwm"],
+        "extra_hosts": {"licences": "10.0.0.5"},
+        "init": True,
+    }
+    with pytest.raises(DefinitionError) as caught:
+        load_definition(path, docker_kwargs_allowed=names[:-1])
+    assert [(problem.line, problem.field, problem.reason) for problem in caught.value.problems] == [
+        (9, "models[0].docker_kwargs.init", "is not allowed")
+    ]
+
+
+def test_what_the_site_does_not_allow_is_told_with_the_reason_and_who_can(problems_of: ProblemsOf) -> None:
+    by_whom = "who looks after this site can allow it, by DOCKER_KWARGS_ALLOWED"
+    problems = problems_of(docker("cap_add: [SYS_NICE], init: perhaps, gpus: all"))
+
+    assert {problem.field.rpartition(".")[2]: (problem.reason, problem.hint) for problem in problems} == {
+        "cap_add": (
+            "is not allowed",
+            f"a container cannot gain privileges; {by_whom}: [cap_add]",
+        ),
+        "init": (
+            "is not allowed",
+            f"flows do without it; {by_whom}: [init]",
+        ),
+        "gpus": ("is not allowed", "for a GPU write `gpu: true` beside docker_kwargs"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("written", "field", "reason", "hint"),
+    [
+        ("ulimits: [{name: nofile, soft: 1}]", "ulimits[0].hard", "is missing", ""),
+        ("ulimits: memlock", "ulimits", "is not a mapping of keys to values; it says 'memlock'", "{name: memlock"),
+        ("ulimits: [{name: nofile, soft: x, hard: 1}]", "ulimits[0].soft", "is no whole number; it says 'x'", ""),
+        ("ulimits: [{name: nofile, soft: 1, hard: 1, hart: 1}]", "ulimits[0].hart", "is no known key", "hard?"),
+        ("cap_add: [SYS NICE]", "cap_add[0]", "is no capability like SYS_NICE, or ALL; it says 'SYS NICE'", ""),
+        ("init: perhaps", "init", "is neither true nor false; it says 'perhaps'", ""),
+        ("init:", "init", "", ""),
+        ("extra_hosts: [a]", "extra_hosts", "is not a mapping of keys to values", "licences"),
+        ("network: models", "", "names a network, and has none; write `network_disabled: false` beside it", ""),
+    ],
+)
+def test_what_the_site_allows_and_is_badly_written_is_told(
+    write_flow: WriteFlow, written: str, field: str, reason: str, hint: str
+) -> None:
+    path = write_flow(f"triggers: []\nmodels:\n  - docker_kwargs:\n      image: a\n      {written}\n")
+    names = ("ulimits", "cap_add", "init", "extra_hosts", "network")
+    if not reason:
+        assert load_definition(path, docker_kwargs_allowed=names).definition.models[0].docker_kwargs.init is None
+        return
+    with pytest.raises(DefinitionError) as caught:
+        load_definition(path, docker_kwargs_allowed=names)
+    (problem,) = caught.value.problems
+    assert problem.field == f"models[0].docker_kwargs{'.' if field else ''}{field}"
+    assert problem.reason == reason
+    assert hint in problem.hint

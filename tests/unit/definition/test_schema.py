@@ -522,3 +522,35 @@ def test_a_config_and_retries_that_cannot_be(values: dict[str, Any], reason: str
 def test_one_delay_may_stand_without_a_list_and_nothing_new_is_dumped_without_it() -> None:
     assert model(retry_delay_seconds="5").retry_delay_seconds == (5.0,)
     assert not {"config", "retries", "retry_delay_seconds"} & model().model_dump().keys()
+
+
+def test_what_the_models_get_is_dumped_where_it_says_something() -> None:
+    plain = flow(triggers=[{"Modality": "CT"}])
+    assert (plain.input, plain.tar_subdir, plain.has_own_input) == ("all", None, False)
+    assert flow(triggers=[{"Modality": "CT"}], input="all").digest == plain.digest
+    assert not {"input", "tar_subdir"} & plain.model_dump(mode="json").keys()
+
+    matched = flow(triggers=[{"Modality": "CT"}], input="matched")
+    flat = flow(triggers=[{"Modality": "CT"}], tar_subdir=[])
+    levels = flow(triggers=[{"Modality": "CT"}], tar_subdir="SeriesInstanceUID")
+    assert levels.tar_subdir == ("SeriesInstanceUID",)
+    assert all(one.has_own_input for one in (matched, flat, levels))
+    assert len({one.digest for one in (plain, matched, flat, levels)}) == 4
+    for one in (matched, flat, levels):
+        assert FlowDefinition.model_validate(one.model_dump(mode="json", exclude_none=True)) == one
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"input": "matched", "triggers": []}, "no triggers to match"),
+        ({"input": "some"}, "'all' or 'matched'"),
+        ({"tar_subdir": ["SeriesInstanceUUID"]}, "did you mean SeriesInstanceUID"),
+        ({"tar_subdir": ["0020000E"]}, "write its keyword"),
+        ({"tar_subdir": ["PixelData"]}, "no text to match"),
+        ({"tar_subdir": ["Modality"] * 11}, "at most 10"),
+    ],
+)
+def test_what_the_models_cannot_get_is_refused(values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        flow(**values)

@@ -43,6 +43,16 @@ def test_what_would_have_matched_is_told_in_counts_with_reasons_and_ids(dicomflo
     assert leaked_canaries(done.stdout) == []
 
 
+def test_files_are_looked_for_only_where_all_else_matches(dicomflow, new_flow, studies):
+    new_flow.write_text(CT_ONLY.replace("Modality: CT", "Modality: CT, ReferencedStudySequence.Modality: CT"))
+    lines = [line.strip() for line in dicomflow("backtest", str(new_flow)).stdout.splitlines()]
+    assert "3  Modality: no instance matches 'CT'" in lines
+    assert lines[-2:] == [
+        "2 undecided",
+        "2  ReferencedStudySequence.Modality: the files of the study are not those that were received",
+    ]
+
+
 def test_only_so_many_ids_are_printed(dicomflow, new_flow, studies):
     lines = dicomflow("backtest", str(new_flow), "--limit", "1").stdout.splitlines()
     assert lines[-2:] == [studies[0], "and 1 more; --limit shows them"]

@@ -60,6 +60,16 @@ def test_check_tells_file_line_field_and_reason_and_goes_on(dicomflow, site):
     assert done.stdout == f"{site.flow_directory}/b.yaml: b is well\n"
 
 
+def test_check_asks_the_site_what_flows_may_ask_of_docker(dicomflow, site):
+    (site.flow_directory / "a.yaml").write_text("triggers: []\nmodels: [{docker_kwargs: {image: a, init: true}}]\n")
+
+    done = dicomflow("check")
+
+    assert done.returncode == 1
+    assert done.stderr.endswith("who looks after this site can allow it, by DOCKER_KWARGS_ALLOWED: [init])\n")
+    assert dicomflow("check", DOCKER_KWARGS_ALLOWED="init").returncode == 0
+
+
 def test_check_warns_of_what_is_tolerated(dicomflow, site):
     (site.flow_directory / "a.yaml").write_text(
         "triggers: []\nmodels: [{docker_kwargs: {image: a}, static_mounts: ['M:/model:ro']}]\n"

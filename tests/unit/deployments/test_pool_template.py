@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.server.api.validation import _validate_work_pool_job_variables
 from prefect.workers.process import ProcessWorker
@@ -55,3 +56,13 @@ def test_what_prefect_does_with_it_for_every_run_is_a_fraction_of_what_the_worke
     )
 
     assert own < stock / 2
+
+
+def test_what_flows_may_do_to_a_host_is_said_by_the_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_KWARGS_ALLOWED", "init")
+    monkeypatch.delenv("CONF_DIR", raising=False)
+    given = {"DOCKER_KWARGS_ALLOWED": "privileged", "CONF_DIR": "/tmp/other", "A": "1"}
+    made = configuration(env=given)
+    made.prepare_for_flow_run(FlowRun(flow_id=uuid4()))
+    assert (made.env["DOCKER_KWARGS_ALLOWED"], made.env["A"]) == ("init", "1")
+    assert "CONF_DIR" not in made.env

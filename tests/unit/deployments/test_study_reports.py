@@ -91,7 +91,8 @@ def test_nothing_of_a_patient_is_listed_or_explained(site, ledger, store_study):
 def test_values_are_printed_where_they_are_asked_for(site, store_study):
     record = store_study()
     (site.flow_directory / "a.yaml").write_text(
-        "triggers: [{SeriesDescription: Y, BodyPartExamined: HEAD}]\nmodels: [{docker_kwargs: {image: a}}]\n"
+        "triggers: [{SeriesDescription: Y, BodyPartExamined: HEAD, Sender.Host: x}]\n"
+        "models: [{docker_kwargs: {image: a}}]\n"
     )
 
     text = printed(print_explanation, site, study_id=record.study_id, with_values=True).replace("\n", " ")
@@ -99,6 +100,7 @@ def test_values_are_printed_where_they_are_asked_for(site, store_study):
     assert "values in the study (patient data):" in text
     assert f"SeriesDescription: {CANARY_SERIES_DESCRIPTION}" in " ".join(text.split())
     assert "BodyPartExamined: (in no instance)" in " ".join(text.split())
+    assert "Sender.Host: 10.0.0.1" in " ".join(text.split())
 
 
 def test_an_explanation_is_of_the_definitions_as_they_are_now(site, store_study):

@@ -39,12 +39,13 @@ def fingerprint(**columns: str) -> Fingerprint:
     )
 
 
-def check(output: Path, given: Fingerprint | None = None, **expect: Any) -> OutputCounts:
+def check(output: Path, given: Fingerprint | None = None, *, is_whole: bool = True, **expect: Any) -> OutputCounts:
     return check_output(
         output,
         expect=Expect.model_validate(expect),
         fingerprint=fingerprint() if given is None else given,
         input_folder=output.parent / "input",
+        is_whole=is_whole,
         logger=logging.getLogger("test"),
     )
 
@@ -92,6 +93,19 @@ def test_a_study_without_an_id_is_compared_by_name(output: Path) -> None:
     leave(output, "b", **OTHER)
     assert "another Patient's Name than the input: b" in refusal(output, without_id)
     assert check(output, fingerprint(t00100020="", t00100010="")).dicom_count == 2
+
+
+def test_what_was_not_given_to_the_models_is_not_of_the_input(output: Path) -> None:
+    given = output.parent / "input"
+    given.mkdir(exist_ok=True)
+    ct_slice(StudyInstanceUID=OTHER_STUDY_UID).save_as(given / "a.dcm", enforce_file_format=True)
+    leave(output, "a")
+
+    assert check(output, same_study=True).dicom_count == 1
+    with pytest.raises(UnexpectedOutputError, match="same_study: another Study Instance UID than the input: a"):
+        check(output, is_whole=False, same_study=True)
+    leave(output, "a", StudyInstanceUID=OTHER_STUDY_UID)
+    assert check(output, is_whole=False, same_study=True).dicom_count == 1
 
 
 def test_all_that_is_not_as_expected_stands_in_one_line(output: Path) -> None:

@@ -144,3 +144,24 @@ def test_the_sites_memory_limit_is_for_flows_that_have_none() -> None:
         return spec.options.get("mem_limit")
 
     assert [limit({}, None), limit({}, "2g"), limit({"mem_limit": "8g"}, "2g")] == [None, "2g", "8g"]
+
+
+def test_what_the_site_allows_is_handed_on() -> None:
+    options = _spec({"cap_add": ["SYS_NICE"], "pids_limit": 100, "network_disabled": False, "network": "x"}).options
+    assert (options["cap_add"], options["pids_limit"], options["network"]) == (["SYS_NICE"], 100, "x")
+
+
+def test_no_privileges_are_gained_unless_they_are_asked_for() -> None:
+    def security(docker_kwargs: dict[str, Any]) -> object:
+        return _spec(docker_kwargs).options["security_opt"]
+
+    assert security({"cap_add": "SYS_NICE", "privileged": False}) == ["no-new-privileges"]
+    assert security({"security_opt": "seccomp=unconfined"}) == ["seccomp=unconfined", "no-new-privileges"]
+    assert security({"security_opt": "no-new-privileges:false"}) == ["no-new-privileges:false"]
+    assert security({"privileged": True}) == []
+
+
+def test_a_gpu_that_is_not_held_is_not_shown_whatever_the_runtime() -> None:
+    environment = _spec({"runtime": "nvidia", "privileged": True}, gpu_ids=()).options["environment"]
+    assert isinstance(environment, dict)
+    assert environment["NVIDIA_VISIBLE_DEVICES"] == "void"

@@ -166,7 +166,7 @@ def test_an_endless_file_comes_to_an_end(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "MOST_ELEMENTS", 1000)
     path = written(tmp_path / "a", b"\0" * 8)
     with path.open("r+b") as file:
-        file.truncate(1 << 40)
+        file.truncate(1 << 29)
 
     with pytest.raises(UnreadableError, match="more than 1000 elements"):
         read(path)

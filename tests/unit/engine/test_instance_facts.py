@@ -12,11 +12,11 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from dicom_gateway.fingerprint import FingerprintBuilder
-from dicom_gateway.header import read_file_header
 from flows_engine.data_set_walk import UnreadableError
 from flows_engine.errors import WorkspaceError
 from flows_engine.expectations import received, taken_together
+from flows_engine.handoff.fingerprint import FingerprintBuilder
+from flows_engine.handoff.header import read_file_header
 from flows_engine.instance_facts import instance_facts
 from tests.factories import CANARY_ID, ct_slice, leaked_canaries
 

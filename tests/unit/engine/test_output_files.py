@@ -39,6 +39,16 @@ def test_nothing_but_regular_files_is_listed_and_no_link_is_followed(tmp_path: P
     assert found.skipped == {"symbolic link": 3, "fifo": 1, "socket": 1}
 
 
+def test_very_many_folders_in_each_other_are_an_error(tmp_path: Path) -> None:
+    deepest = tmp_path.joinpath(*["d"] * 250)
+    deepest.mkdir(parents=True)
+    (deepest / "file").touch()
+    assert output_files(tmp_path).files == (deepest / "file",)
+    (deepest / "d").mkdir()
+    with pytest.raises(WorkspaceError, match="more than 250 folders in each other"):
+        output_files(tmp_path)
+
+
 def test_ten_thousand_files_are_quick(tmp_path: Path) -> None:
     for number in range(10_000):
         (tmp_path / f"{number}").touch()

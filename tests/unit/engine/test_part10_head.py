@@ -167,3 +167,13 @@ def test_a_damaged_file_is_read_or_refused_and_no_patient_is_named(tmp_path: Pat
         assert set(head.sop_instance_uid) <= set("0123456789.")
         assert 132 <= head.data_set_offset <= path.stat().st_size
     assert leaked_canaries(said) == []
+
+
+def test_what_was_never_written_is_not_sent(tmp_path: Path) -> None:
+    path = _save(tmp_path / "a.dcm")
+    for size_bytes in (2**29, 2**40):
+        os.truncate(path, size_bytes)
+        if size_bytes < 2**30:
+            assert read_head(path).sop_class_uid == CTImageStorage
+    with pytest.raises(NotSendableError, match="a file with holes"):
+        read_head(path)

@@ -163,6 +163,20 @@ def test_errors_name_no_file(folder: Path) -> None:
         assert not leaked_canaries(str(told.value))
 
 
+def test_folders_that_are_too_deep_are_refused_at_once(folder: Path) -> None:
+    with pytest.raises(WorkspaceError, match="more than 250 folders in each other"):
+        unpack_received(in_pieces(archive(member("3/" + "d/" * 251 + "a", b"x"))), folder)
+    unpack_received(in_pieces(archive(member("3/" + "d/" * 250 + "a", b"x"))), folder)
+
+
+def test_what_is_to_stay_free_is_no_room_for_a_file(folder: Path) -> None:
+    sent = archive(member("3/a", b"abc"))
+    with pytest.raises(NoSpaceError, match=rf"a file of 3 bytes, .* DISK_RESERVE_BYTES \({1 << 60}\)"):
+        unpack_received(in_pieces(sent), folder, reserve_bytes=1 << 60)
+    unpack_received(in_pieces(sent), folder, reserve_bytes=1)
+    assert (folder / "a").read_bytes() == b"abc"
+
+
 def test_a_disk_that_becomes_full_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

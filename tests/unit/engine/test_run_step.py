@@ -9,13 +9,17 @@ import pytest
 
 from flows_engine.container_spec import GPUS_LABEL, LEASE_LABEL, Origin
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.disk_reserve import DiskReserve
 from flows_engine.errors import (
+    DiskFilledError,
     GpuMissingError,
     GpuUnavailableError,
     ImagePullFailedError,
     ImageUnavailableError,
     ModelFailedError,
     ModelTimedOutError,
+    NoSpaceError,
+    NotAllowedError,
     StaticMountError,
 )
 from flows_engine.gpu_choice import Need, Option
@@ -55,6 +59,10 @@ def _run(
     *,
     gpus: tuple[str, ...] = (),
     decides: tuple[str, ...] = (),
+    allowed: tuple[str, ...] = (),
+    disk: DiskReserve | None = None,
+    docker: dict[str, object] | None = None,
+    beside: tuple[dict[str, object], ...] = (),
     **model: Any,
 ) -> StepResult:
     (tmp_path / "input").mkdir(exist_ok=True)
@@ -62,7 +70,7 @@ def _run(
         {
             "name": "flow",
             "triggers": [],
-            "models": [{"docker_kwargs": {"image": image}, **model}],
+            "models": [{"docker_kwargs": {"image": image, **(docker or {})}, **model}, *beside],
             "model_decides": decides,
         }
     )
@@ -78,6 +86,8 @@ def _run(
             gpu_wait_seconds=0,
             branch_slots=1,
             branch_folder=tmp_path / "locks",
+            docker_kwargs_allowed=allowed,
+            disk=disk or DiskReserve(folder=tmp_path, reserve_bytes=0),
             static_mounts=StaticMounts(static_dir=tmp_path / "static", cache=tmp_path / "cache"),
         ),
         runner=runner,
@@ -169,3 +179,57 @@ def test_a_model_that_decides_has_to_be_understood_and_another_has_not(
     assert "result.json is no JSON; nothing is made of it" in caplog.messages
     with pytest.raises(UnusableResultError, match=r"^model 1 \(mumbles\): result\.json is no JSON$"):
         _run(tmp_path, runner, "mumbles", decides=("skip_send",))
+
+
+def test_what_this_host_does_not_allow_is_not_run(tmp_path: Path, runner: FakeContainerRunner) -> None:
+    docker: dict[str, object] = {"privileged": True, "cap_add": "SYS_NICE"}
+    with pytest.raises(NotAllowedError) as caught:
+        _run(tmp_path, runner, "writes", docker=docker, allowed=("init", "cap_add"))
+    assert str(caught.value) == (
+        "model 1 (writes) asks Docker for privileged, which this host does not allow; who looks after it can, by"
+        " DOCKER_KWARGS_ALLOWED"
+    )
+    assert runner.specs == []
+    assert _run(tmp_path, runner, "writes", docker=docker, allowed=("cap_add", "privileged")).exit_code == 0
+    assert runner.specs[0].options["cap_add"] == ["SYS_NICE"]
+
+
+def test_no_model_runs_before_one_that_this_host_does_not_allow(tmp_path: Path, runner: FakeContainerRunner) -> None:
+    last: dict[str, object] = {"docker_kwargs": {"image": "fails", "init": True}}
+    with pytest.raises(NotAllowedError, match=r"^model 2 \(fails\) asks Docker for init"):
+        _run(tmp_path, runner, "writes", beside=(last,))
+    assert runner.specs == []
+
+
+class _Filling(DiskReserve):
+    """A disk of which too little is left once the model has begun to write."""
+
+    def shortage(self) -> str:
+        return "only 1.0 MiB are free" if list(self.folder.glob("run/model-1/output/*")) else ""
+
+
+def _fills(spec: ContainerSpec) -> Iterator[object]:
+    (spec.mounts[1].source / "huge").write_bytes(bytes(8192))
+    yield "on it"
+    yield 0
+
+
+def test_a_model_that_fills_the_disk_is_told_and_what_it_left_is_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = FakeContainerRunner({"fills": _fills})
+    with pytest.raises(DiskFilledError) as caught:
+        _run(tmp_path, runner, "fills", disk=_Filling(folder=tmp_path, reserve_bytes=1))
+    assert str(caught.value) == (
+        "model 1 (fills): it wrote 8,192 bytes to its output, and only 1.0 MiB are free; it was killed, and its output"
+        " removed"
+    )
+    assert not (tmp_path / "run" / "model-1").exists()
+    assert "on it" not in caplog.messages
+
+
+def test_on_a_full_disk_no_model_starts(tmp_path: Path, runner: FakeContainerRunner) -> None:
+    with pytest.raises(NoSpaceError, match=r"^model 1 \(writes\): it is not started, since only .* DISK_RESERVE_BYTES"):
+        _run(tmp_path, runner, "writes", disk=DiskReserve(folder=tmp_path, reserve_bytes=2**60))
+    assert runner.specs == []
+    assert not (tmp_path / "run" / "model-1").exists()

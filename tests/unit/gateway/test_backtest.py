@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from dicom_gateway.backtest import Backtest
-from dicom_gateway.matching import match
+from flows_engine.handoff.matching import match
 from flows_engine.handoff.study_store import Fingerprint, TagColumn
+from tests.factories import study_record
 from tests.fakes.definitions import flow
 
 
@@ -17,7 +18,7 @@ def fingerprint(instance_count: int = 2, **values: str) -> Fingerprint:
 def backtest_of(definition, *studies: Fingerprint, most_named: int = 9, **known: bool) -> Backtest:
     result = Backtest(most_named=most_named)
     for number, study in enumerate(studies):
-        (finding,) = match(study, [definition]).flows
+        (finding,) = match(study_record(study), [definition]).flows
         facts = {"is_held": False, "ran_before": False, **known}
         result.add(f"s{number}", finding, **facts)
     return result
@@ -94,3 +95,15 @@ def test_what_cannot_be_read_is_counted():
     result = Backtest(most_named=1)
     result.add_unreadable()
     assert (result.unreadable, result.studies) == (1, 1)
+
+
+def test_a_sender_that_is_not_meant_is_a_reason():
+    result = backtest_of(flow("A", {"Sender.AETitle": "CT1"}), fingerprint(modality="CT"))
+    assert result.reasons() == [("Sender.AETitle: that of the study does not match 'CT1'", 1)]
+
+
+def test_too_few_instances_are_the_same_reason_whatever_their_number():
+    many = flow("A", {"Modality": "CT", "min_instances": 40})
+    result = backtest_of(many, *(fingerprint(count, modality="CT") for count in (1, 39, 40)))
+    assert result.reasons() == [("fewer than 40 instances meet all conditions", 2)]
+    assert result.matched == 1

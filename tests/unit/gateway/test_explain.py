@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dicom_gateway.explain import explain, summary
-from dicom_gateway.matching import ConditionFinding, FlowFinding, MatchReport, TriggerFinding
+from flows_engine.handoff.matching import ConditionFinding, FlowFinding, MatchReport, TriggerFinding
 
 
 def condition(*, holding, having=100, tag="Modality", patterns=("CT",)):
@@ -40,6 +40,17 @@ def test_only_the_trigger_that_failed_is_named():
     text = explain(report(FlowFinding(flow="A", verdict="not-matched", triggers=(found, failed))))
     assert "trigger 2: SOPClassUID" in text
     assert "trigger 1" not in text
+
+
+def test_a_sender_that_is_not_meant_is_the_reason():
+    text = explain(report(missed("A", condition(holding=0, tag="Sender.Host", patterns=("^10",)))))
+    assert "Sender.Host: that of the study does not match '^10'" in text
+
+
+def test_too_few_instances_are_the_reason():
+    trigger = TriggerFinding(conditions=(condition(holding=12),), holding=12, min_instances=40)
+    text = explain(report(FlowFinding(flow="A", verdict="not-matched", triggers=(trigger,))))
+    assert text.splitlines()[1:] == ["  12 of 40 instances that it needs meet all of its conditions"]
 
 
 def test_the_other_verdicts_have_a_line_each():

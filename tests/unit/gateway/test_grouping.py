@@ -4,7 +4,7 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_gateway.grouping import PATIENT_ID, Patients, group_key
-from dicom_gateway.header import SPECIFIC_CHARACTER_SET, Element, Header, read_header
+from flows_engine.handoff.header import SPECIFIC_CHARACTER_SET, Header, read_header
 from tests.fakes.instances import ct, encoded
 
 
@@ -64,8 +64,8 @@ def test_ids_that_only_decoding_makes_the_same_are_two_patients():
         header = read_header(encoded(ct(PatientID="AB")), transfer_syntax_uid=ExplicitVRLittleEndian)
         elements = {
             **header.elements,
-            PATIENT_ID: Element("LO", raw),
-            SPECIFIC_CHARACTER_SET: Element("CS", b"ISO_IR 192"),
+            PATIENT_ID: ("LO", raw),
+            SPECIFIC_CHARACTER_SET: ("CS", b"ISO_IR 192"),
         }
         return group_key(Header(elements=elements, little_endian=True), sop_instance_uid="1.2.3")
 

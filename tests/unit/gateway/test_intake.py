@@ -8,15 +8,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 
 from dicom_gateway import intake as intake_module
-from dicom_gateway.fingerprint import FingerprintBuilder
+from dicom_gateway.completeness import Waiting
 from dicom_gateway.intake import Intake, decide, idempotency_key
-from dicom_gateway.layout import Layout
 from dicom_gateway.ledger import Ledger
+from dicom_gateway.open_groups import OpenGroups
 from dicom_gateway.outbox import Outbox
 from dicom_gateway.spool import Spool
 from dicom_gateway.uid_key import UidKey
+from flows_engine.handoff.fingerprint import FingerprintBuilder
+from flows_engine.handoff.layout import Layout
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.study_store import StudyStore
 from tests.fakes.definitions import FakeDefinitions, flow
@@ -30,8 +34,18 @@ CT_FLOW = flow("A", {"Modality": "CT"})
 class World:
     """An intake on its own folder; ``restart`` is what follows on a kill."""
 
-    def __init__(self, folder: Path, *, hold_incomplete=True, definitions=None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        hold_incomplete=True,
+        definitions=None,
+        group_by="association",
+        late_arrival=None,
+        on_conflict="keep_both",
+    ):
         self.folder = folder
+        self.group_by, self.late_arrival, self.on_conflict = group_by, late_arrival, on_conflict
         self.hold_incomplete = hold_incomplete
         self.trigger = FakeRunTrigger()
         self.definitions = definitions or FakeDefinitions(CT_FLOW)
@@ -41,16 +55,20 @@ class World:
 
     def build(self):
         self.ledger = Ledger(self.folder / "ledger.sqlite")
+        self.spool = Spool(self.folder / "spool", layout=Layout([]), on_conflict=self.on_conflict)
         self.store = StudyStore(self.folder / "studies")
         self.intake = Intake(
-            spool=Spool(self.folder / "spool", layout=Layout([])),
+            spool=self.spool,
             store=self.store,
             ledger=self.ledger,
             outbox=Outbox(self.ledger, self.trigger, self.definitions),
             definitions=self.definitions,
             uid_key=UidKey(b"the key of this test"),
             hold_incomplete=self.hold_incomplete,
-            clock=lambda: datetime(2024, 5, 6, tzinfo=UTC),
+            groups=OpenGroups(
+                self.spool, group_by=self.group_by, waiting=Waiting(idle_seconds=0, incomplete_seconds=0)
+            ),
+            late_arrival=self.late_arrival,
         )
 
     def restart(self):
@@ -59,10 +77,17 @@ class World:
         self.intake.start()
 
     def receive(self, *datasets, complete=True):
-        reception = self.intake.open(sender=SENDER, called_ae_title="STORESCP")
+        reception = self.open()
         for dataset in datasets:
             reception.store(received(dataset))
-        self.intake.finish(reception, complete=complete)
+        if complete:
+            reception.seal()
+        reception.close()
+        self.intake.finish(reception.id, complete=complete)
+        self.intake.commit_ended()
+
+    def open(self):
+        return self.spool.open(sender=SENDER, called_ae_title="STORESCP", received_at=datetime(2024, 5, 6, tzinfo=UTC))
 
     def outcomes(self):
         return [study.outcome for study in self.ledger.studies()]
@@ -165,7 +190,7 @@ def test_an_incomplete_study_runs_where_the_site_wants_it(tmp_path):
 
 
 def test_killed_with_an_association_open(world):
-    reception = world.intake.open(sender=SENDER, called_ae_title="STORESCP")
+    reception = world.open()
     reception.store(received(ct()))
     world.restart()
     wait_until(world.settled)
@@ -198,8 +223,7 @@ def test_killed_anywhere_on_the_way_to_the_ledger(world, monkeypatch, step):
     studies = world.ledger.studies()
     assert len(studies) == 2
     assert sum(study.instance_count for study in studies) == 2
-    # Whether a killed release still counts as one depends on how far it got; what was written as complete stays so.
-    assert all(study.outcome == ("triggered" if study.complete else "held") for study in studies)
+    assert [study.outcome for study in studies] == ["triggered"] * 2
     assert list((world.folder / "spool").iterdir()) == []
     assert sorted(path.name for path in (world.folder / "studies").iterdir()) == sorted(
         study.study_id for study in studies
@@ -207,7 +231,7 @@ def test_killed_anywhere_on_the_way_to_the_ledger(world, monkeypatch, step):
 
 
 def test_killed_during_recovery_as_well(world, monkeypatch):
-    reception = world.intake.open(sender=SENDER, called_ae_title="STORESCP")
+    reception = world.open()
     for patient in "abc":
         reception.store(received(ct(PatientID=patient)))
     for _ in range(3):
@@ -221,11 +245,28 @@ def test_killed_during_recovery_as_well(world, monkeypatch):
     assert len(list((world.folder / "studies").iterdir())) == 3
 
 
+def test_a_flow_may_ask_for_what_lies_in_a_sequence(world):
+    key = "RequestAttributesSequence.ScheduledProcedureStepDescription"
+    world.definitions.by_name = {
+        name: flow(name, {key: pattern}) for name, pattern in (("Head", "^Head$"), ("Knee", "^Knee$"))
+    }
+    step = Dataset()
+    step.ScheduledProcedureStepDescription = "Head"
+    world.intake.start()
+    world.receive(ct(RequestAttributesSequence=Sequence([step])))
+    wait_until(world.settled)
+    assert [request.definition.name for request in world.trigger.requests.values()] == ["Head"]
+
+
 def test_killed_between_the_decision_and_the_run(world):
     world.receive(ct())
     (study_id,) = world.store.study_ids()
     decision = decide(
-        world.store.record(study_id), study_uri="file:///x", definitions=world.definitions.snapshot(), hold=True
+        world.store.record(study_id),
+        study_uri="file:///x",
+        definitions=world.definitions.snapshot(),
+        store=world.store,
+        hold=True,
     )
     world.ledger.decide(study_id, decision)
     assert world.trigger.calls == []
@@ -324,7 +365,7 @@ def test_a_study_whose_fingerprint_fails_is_kept_and_held(tmp_path, monkeypatch)
 
 def test_a_group_that_cannot_be_rebuilt_is_held_and_stops_no_start(tmp_path, monkeypatch):
     world = World(tmp_path, hold_incomplete=False)
-    world.intake.open(sender=SENDER, called_ae_title="STORESCP").store(received(ct()))
+    world.open().store(received(ct()))
     with monkeypatch.context() as patch:
         patch.setattr(FingerprintBuilder, "add", lambda _builder, _header: (_ for _ in ()).throw(MemoryError))
         world.restart()
@@ -402,3 +443,118 @@ def test_a_key_names_study_flow_and_content():
     other = flow("A", {"Modality": "MR"})
     assert idempotency_key("s", CT_FLOW) != idempotency_key("s", other)
     assert idempotency_key("s", CT_FLOW) == idempotency_key("s", flow("A", {"Modality": "CT"}))
+
+
+@pytest.fixture
+def make_late(tmp_path):
+    """Return a maker of worlds in which a study may come in pieces, each closed at once."""
+    worlds = []
+
+    def make(late_arrival="rerun", **options):
+        worlds.append(World(tmp_path, group_by="study", late_arrival=late_arrival, **options))
+        worlds[-1].intake.start()
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.close()
+
+
+def received_now(world, *datasets, **options):
+    """Receive, and return the newest study once it is decided on."""
+    count = len(world.ledger.studies())
+    world.receive(*datasets, **options)
+    wait_until(lambda: len(world.ledger.studies()) > count and world.settled())
+    return world.ledger.studies()[0]
+
+
+def test_what_comes_late_makes_a_new_version_of_all_that_came(make_late):
+    world = make_late()
+    first = received_now(world, ct(), ct())
+    second = received_now(world, ct())
+    assert (second.instance_count, second.outcome) == (3, "triggered")
+    record = world.store.record(second.study_id)
+    assert (record.earlier_study_id, record.new_instance_count) == (first.study_id, 1)
+    old, new = (
+        {path.name: path for path in world.store.input_folder(one.study_id).iterdir()} for one in (first, second)
+    )
+    assert old.keys() < new.keys()
+    # The same files under a second name: a version costs no room.
+    assert all(path.samefile(new[name]) for name, path in old.items())
+    third = received_now(world, ct())
+    assert world.store.record(third.study_id).earlier_study_id == second.study_id
+    assert third.instance_count == 4
+    assert [request.reason for request in world.trigger.requests.values()] == [
+        "received",
+        "late-arrival",
+        "late-arrival",
+    ]
+
+
+def test_what_had_come_before_runs_nothing_again(make_late):
+    world = make_late()
+    datasets = [ct(), ct()]
+    first = received_now(world, *datasets)
+    again = received_now(world, *datasets)
+    assert again.outcome == "no-match"
+    assert f"all of it had come before, as study {first.study_id}" in again.reason
+    assert len(world.trigger.runs) == 1
+    record = world.store.record(again.study_id)
+    assert (record.instance_count, record.duplicate_count, record.new_instance_count) == (2, 2, 0)
+
+
+def test_late_instances_are_kept_and_not_run_where_a_site_wants_it(make_late):
+    world = make_late("ignore")
+    first = received_now(world, ct())
+    late = received_now(world, ct())
+    assert (late.outcome, late.instance_count) == ("no-match", 1)
+    assert f"it came after study {first.study_id} was closed" in late.reason
+    world.ledger.release(late.study_id)
+    wait_until(lambda: len(world.trigger.runs) == 2)
+
+
+def test_late_instances_are_a_study_of_their_own_where_a_site_wants_it(make_late):
+    world = make_late("new")
+    received_now(world, ct())
+    late = received_now(world, ct())
+    assert (late.outcome, late.instance_count) == ("triggered", 1)
+
+
+def test_late_instances_of_another_patient_never_join_the_first(make_late):
+    world = make_late()
+    received_now(world, ct())
+    world.receive(ct(PatientID="another"))
+    wait_until(lambda: len(world.ledger.studies()) == 3 and world.settled())
+    for study in world.ledger.studies():
+        patients = world.store.record(study.study_id).fingerprint.columns["00100020"].values
+        assert len(patients) == 1
+
+
+def test_an_incomplete_study_waits_for_nobody_once_the_rest_has_come(make_late):
+    world = make_late()
+    first = received_now(world, ct(), complete=False)
+    assert first.outcome == "held"
+    whole = received_now(world, ct())
+    assert (whole.outcome, whole.instance_count, whole.complete) == ("triggered", 2, True)
+    first = world.ledger.study(first.study_id)
+    assert first.outcome == "no-match"
+    assert whole.study_id in first.reason
+
+
+def test_a_study_whose_files_are_gone_is_no_earlier_one(make_late):
+    world = make_late()
+    first = received_now(world, ct())
+    shutil.rmtree(world.store.folder(first.study_id))
+    late = received_now(world, ct())
+    assert (late.outcome, late.instance_count) == ("triggered", 1)
+
+
+@pytest.mark.parametrize(("on_conflict", "count", "kept"), [("keep_both", 2, {"a", "b"}), ("replace", 1, {"b"})])
+def test_another_content_under_a_uid_of_the_earlier_version(make_late, on_conflict, count, kept):
+    world = make_late(on_conflict=on_conflict)
+    first = received_now(world, ct(SOPInstanceUID="1.2.3", SeriesDescription="a"))
+    second = received_now(world, ct(SOPInstanceUID="1.2.3", SeriesDescription="b"))
+    record = world.store.record(second.study_id)
+    assert (record.instance_count, record.conflict_count) == (count, 1)
+    assert {value for (value,) in record.fingerprint.columns["0008103E"].values} == kept
+    assert len(list(world.store.input_folder(first.study_id).iterdir())) == 1

@@ -1,23 +1,31 @@
 from __future__ import annotations
 
-import logging
+import os
+import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
-from pynetdicom import _config
 
 from dicom_gateway.errors import StartError
-from dicom_gateway.handlers import Handlers
-from dicom_gateway.receiver import Receiver, configure_pynetdicom_logging
+from dicom_gateway.receiver import Receiver, ReceiverSettings
+from tests.fakes.instances import ct
+from tests.fakes.store_scu import association, send
 
 
 @pytest.fixture
-def make_receiver():
+def make_receiver(tmp_path):
+    """Return a maker of receivers; ``ended`` of each has the receptions that have ended."""
     receivers = []
 
-    def make(hostname="localhost", port=0):
-        receiver = Receiver(Handlers(None), ae_title="STORESCP", hostname=hostname, port=port)
+    def make(hostname="localhost", port=0, **settings):
+        ended = []
+        receiver = Receiver(
+            ReceiverSettings(ae_title="STORESCP", hostname=hostname, port=port, spool=tmp_path, **settings),
+            on_ended=lambda reception, complete: ended.append((reception, complete)),
+        )
+        receiver.ended = ended
         receivers.append(receiver)
         return receiver
 
@@ -26,17 +34,28 @@ def make_receiver():
         receiver.stop(grace_seconds=0)
 
 
+def wait_until(condition, *, seconds=15.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def processes_of(receiver):
+    return [process.pid for process in receiver._processes]
+
+
 def test_localhost_listens_on_the_loopback_alone(make_receiver):
     receiver = make_receiver()
     receiver.start()
-    assert receiver._server.socket.getsockname() == ("127.0.0.1", receiver.port)
+    assert receiver._listening[0].socket.getsockname() == ("127.0.0.1", receiver.port)
 
 
 @pytest.mark.parametrize("hostname", ["", "0.0.0.0"])
 def test_everywhere_is_everywhere(make_receiver, hostname):
     receiver = make_receiver(hostname)
     receiver.start()
-    assert receiver._server.socket.getsockname()[0] == "0.0.0.0"
+    assert receiver._listening[0].socket.getsockname()[0] == "0.0.0.0"
 
 
 def test_a_port_in_use_is_one_line_that_says_what_to_do(make_receiver):
@@ -62,33 +81,62 @@ def test_many_may_connect_at_the_same_moment(make_receiver):
     receiver = make_receiver()
     receiver.start()
     connections = [socket.create_connection(("127.0.0.1", receiver.port), timeout=2) for _ in range(60)]
+    wait_until(lambda: receiver.open_connections == 60)
     for connection in connections:
         connection.close()
-    assert receiver._server.request_queue_size >= 512
+    wait_until(lambda: receiver.open_connections == 0)
 
 
-@pytest.mark.parametrize(
-    ("level", "expected"), [("none", logging.WARNING), ("standard", logging.INFO), ("debug", logging.DEBUG)]
-)
-def test_pynetdicom_tells_as_much_as_it_is_asked_to(level, expected):
-    before = logging.getLogger("pynetdicom").level, _config.LOG_HANDLER_LEVEL
-    try:
-        configure_pynetdicom_logging(level)
-        assert logging.getLogger("pynetdicom").level == expected
-        assert (_config.LOG_HANDLER_LEVEL == "none") == (level == "none")
-    finally:
-        logging.getLogger("pynetdicom").setLevel(before[0])
-        _config.LOG_HANDLER_LEVEL = before[1]
+def test_connections_are_spread_evenly(make_receiver):
+    receiver = make_receiver(processes=2)
+    receiver.start()
+    connections = [socket.create_connection(("127.0.0.1", receiver.port), timeout=2) for _ in range(10)]
+    wait_until(lambda: receiver.open_connections == 10)
+    assert [len(process.connections) for process in receiver._processes] == [5, 5]
+    for connection in connections:
+        connection.close()
 
 
-def test_a_scanner_may_pause_between_messages_but_not_within_one(make_receiver):
+def test_a_process_that_dies_ends_its_receptions_and_is_replaced(make_receiver, tmp_path, caplog):
+    receiver = make_receiver(processes=2)
+    receiver.start()
+    before = processes_of(receiver)
+    with association(receiver.port) as first, association(receiver.port) as second:
+        for opened in (first, second):
+            assert send(opened, ct()) == 0x0000
+        os.kill(before[0], signal.SIGKILL)
+        wait_until(lambda: len(receiver.ended) == 1)
+        ((reception, complete),) = receiver.ended
+        assert not complete
+        assert len(list((tmp_path / reception / "incoming").iterdir())) == 1
+        # The other one's association does not notice.
+        survivor = first if first.is_established and first.dul.socket.socket else second
+        for opened in (first, second):
+            if opened is not survivor:
+                opened.is_established = False
+        wait_until(lambda: processes_of(receiver)[0] != before[0])
+        assert processes_of(receiver)[1] == before[1]
+    with association(receiver.port) as opened:
+        assert send(opened, ct()) == 0x0000
+    assert "another one is started" in caplog.text
+
+
+def test_the_processes_follow_a_gateway_that_is_gone(make_receiver):
+    receiver = make_receiver(processes=2)
+    receiver.start()
+    pids = processes_of(receiver)
+    receiver._stopping.set()
+    for process in receiver._processes:
+        process._channel.close()
+        process._process.wait(timeout=5)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}/exe").exists()]
+
+
+def test_a_peer_that_only_connects_costs_no_more_than_its_connection(make_receiver):
     receiver = make_receiver()
     receiver.start()
-    assert receiver._server.ae.network_timeout >= 300
+    (pid,) = processes_of(receiver)
     with socket.create_connection(("127.0.0.1", receiver.port), timeout=2):
-        deadline = time.monotonic() + 5
-        while not receiver._server._connections:
-            assert time.monotonic() < deadline, "the connection was not accepted"
-            time.sleep(0.005)
-        (connection,) = receiver._server._connections
-        assert connection.gettimeout() == 60
+        wait_until(lambda: receiver.open_connections == 1)
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
+        assert threads <= 3

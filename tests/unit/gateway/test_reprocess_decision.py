@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
@@ -10,7 +11,9 @@ from dicom_gateway.intake import idempotency_key
 from dicom_gateway.interfaces import StudyRun
 from dicom_gateway.reprocess_decision import LeftToGateway, MakeRun, ThereAlready, candidates, choose, next_step, queue
 from dicom_gateway.reprocess_request import ReprocessRequest
+from flows_engine.handoff.matching import match
 from flows_engine.handoff.study_store import Fingerprint, TagColumn
+from tests.factories import study_record
 from tests.fakes.definitions import flow
 
 STUDY = "0193e4c2-7a54-7cc3-98c4-dc0c0c07398f"
@@ -18,7 +21,9 @@ ASKED = ReprocessRequest(study=STUDY)
 DEFINITION = flow("A", {"Modality": "CT"})
 CHANGED = flow("A", {"Modality": "MR"})
 FIRST_KEY = idempotency_key(STUDY, DEFINITION)
-CT = Fingerprint(instance_count=2, columns={"00080060": TagColumn(values=(("CT",),), index=(0, 0))})
+CT = partial(
+    match, study_record(Fingerprint(instance_count=2, columns={"00080060": TagColumn(values=(("CT",),), index=(0, 0))}))
+)
 
 
 def run(run_id: str = "r1", *, minute: int = 0, **values: object) -> StudyRun:
@@ -74,6 +79,7 @@ def test_a_flow_that_is_named_runs_whether_it_matches_or_not():
 def test_a_flow_that_is_named_runs_only_where_it_matches_if_that_is_asked_for():
     only = replace(ASKED, flow="A", only_matching=True)
     assert choose(CT, [CHANGED], only).run == ()
+    assert choose(CT, [flow("A", {"Sender.AETitle": "PACS"})], only).run != ()
     assert choose(CT, [DEFINITION], only).run == (DEFINITION,)
 
 

@@ -128,14 +128,6 @@ def test_what_belonged_to_rabbitmq_is_told_as_no_longer_used(load: Load) -> None
     assert "environment: RABBIT_PORT" in loaded.warnings[1]
 
 
-@pytest.mark.parametrize("name", ["STUDY_IDLE_SECONDS", "ALLOWED_PEERS"])
-def test_a_setting_of_a_later_version_is_refused_from_either_source(load: Load, name: str) -> None:
-    [of_file] = problems(load, f"# x\n{name}: [a]\n")
-    assert f"a.yaml:2: {name}: is not available in this version" in of_file
-    [of_environment] = problems(load, "", **{name: "a"})
-    assert f"environment: {name}: is not available in this version" in of_environment
-
-
 def test_an_unknown_name_in_a_file_is_refused_with_a_suggestion(load: Load) -> None:
     found = problems(load, "AE_TITEL: X\nae_port: 1\nZZZ: 1\n")
 
@@ -264,10 +256,36 @@ def test_what_is_said_reads_as_a_person_would_say_it(load: Load, name: str, valu
     assert problems(load, "", **{name: value}) == [f"environment: {name}: {said}"]
 
 
-def test_studies_are_grouped_by_association_and_in_no_other_way() -> None:
-    assert load_site_settings({"GROUP_BY": "association"}).settings.group_by == "association"
-    with pytest.raises(SettingsError, match="GROUP_BY"):
-        load_site_settings({"GROUP_BY": "study"})
+@pytest.mark.parametrize("group_by", ["association", "study", "patient"])
+def test_studies_are_grouped_as_a_site_wants(group_by: str) -> None:
+    assert load_site_settings({"GROUP_BY": group_by}).settings.group_by == group_by
+
+
+def test_peers_may_stand_in_a_list_or_in_one_text() -> None:
+    for written in ("CT1 10.0.0.0/8", '["CT1", "10.0.0.0/8"]'):
+        assert load_site_settings({"ALLOWED_PEERS": written}).settings.allowed_peers == ("CT1", "10.0.0.0/8")
+
+
+@pytest.mark.parametrize("written", ["cap_add, init", "cap_add init cap_add", '["cap_add", "init"]'])
+def test_arguments_of_docker_that_flows_may_use_have_several_spellings(load: Load, written: str) -> None:
+    settings = load(DOCKER_KWARGS_ALLOWED=written).settings
+
+    assert settings.docker_kwargs_allowed == ("cap_add", "init")
+    assert SiteSettings.model_validate(settings.as_environment()).docker_kwargs_allowed == ("cap_add", "init")
+    assert load("DOCKER_KWARGS_ALLOWED: [cap_add, init]\n").settings.docker_kwargs_allowed == ("cap_add", "init")
+    assert load("DOCKER_KWARGS_ALLOWED: []\n").settings.docker_kwargs_allowed == ()
+
+
+def test_an_argument_of_docker_that_no_site_may_allow_is_told_with_the_reason(load: Load) -> None:
+    (never,) = problems(load, "AE_PORT: 1\nDOCKER_KWARGS_ALLOWED: [cap_add, mounts]\n")
+    assert never.partition("a.yaml:2: ")[2].startswith(
+        "DOCKER_KWARGS_ALLOWED: mounts can never be allowed: a container sees its input, its output"
+    )
+    (unknown,) = problems(load, DOCKER_KWARGS_ALLOWED="cap_ad")
+    assert unknown.endswith(
+        "environment: DOCKER_KWARGS_ALLOWED: 'cap_ad' is no argument of docker-py's containers.create"
+        " (did you mean cap_add?)"
+    )
 
 
 def test_the_engine_is_the_local_one_unless_something_is_said(load: Load) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import Final
 
 from pydicom.datadict import tag_for_keyword
 
-from dicom_gateway.errors import StartError
-from dicom_gateway.header import Header
+from flows_engine.handoff.header import Header
 
 UNKNOWN: Final = "unknown"
 LONGEST_LEVEL: Final = 64
@@ -25,21 +24,29 @@ _LOOKS_ALTERED: Final = re.compile(rf"-[0-9a-f]{{{_DIGEST_DIGITS}}}\Z")
 
 
 class Layout:
-    """The setting ``TAR_SUBDIR``, understood. Raises ``StartError`` for a keyword that DICOM does not know."""
+    """The levels of ``TAR_SUBDIR`` or ``tar_subdir``. Raises ``ValueError`` for a keyword that DICOM does not know."""
 
     def __init__(self, keywords: Sequence[str]) -> None:
         self._tags: list[int] = []
         for keyword in keywords:
             tag = tag_for_keyword(keyword)
             if tag is None:
-                raise StartError(f"TAR_SUBDIR: {keyword!r} is not a DICOM keyword; use one such as SeriesInstanceUID")
+                raise ValueError(f"{keyword!r} is not a DICOM keyword; use one such as SeriesInstanceUID")
             self._tags.append(tag)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all instances lie in one folder."""
+        return not self._tags
 
     def place(self, header: Header, *, sop_instance_uid: str, copy: int = 1) -> PurePosixPath:
         """Return the path of an instance below the input folder. ``copy`` counts what shares its UID, from 1."""
         suffix = "" if copy == 1 else f"_{copy}"
-        levels = [safe_level("\\".join(header.values(tag) or ())) for tag in self._tags]
-        return PurePosixPath(*levels, f"{sop_instance_uid}{suffix}.dcm")
+        return self.folder(header.values) / f"{sop_instance_uid}{suffix}.dcm"
+
+    def folder(self, values: Callable[[int], tuple[str, ...] | None]) -> PurePosixPath:
+        """Return the folder of an instance, of which ``values`` tells what stands at a tag."""
+        return PurePosixPath(*(safe_level("\\".join(values(tag) or ())) for tag in self._tags))
 
 
 def safe_level(value: str) -> str:

@@ -4,19 +4,21 @@ import re
 import time
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicom_gateway.matching import match
 from flows_engine.definition.errors import PatternTimeoutError
+from flows_engine.handoff.matching import match
 from flows_engine.handoff.study_store import Fingerprint, TagColumn
+from tests.factories import study_record
 from tests.fakes.definitions import flow
 
 KEYWORDS = {"Modality": "00080060", "SeriesDescription": "0008103E", "SOPClassUID": "00080016"}
 
 
-def fingerprint_of(*rows):
-    """Make a fingerprint of instances written as ``{keyword: value or list of values}``."""
+def study_of(*rows, **record):
+    """Make a study of instances written as ``{keyword: value or list of values}``."""
     columns = {}
     for keyword, tag in KEYWORDS.items():
         values, index = [], []
@@ -30,11 +32,11 @@ def fingerprint_of(*rows):
             index.append(values.index(value))
         if values:
             columns[tag] = TagColumn(values=tuple(values), index=tuple(index))
-    return Fingerprint(instance_count=len(rows), columns=columns)
+    return study_record(Fingerprint(instance_count=len(rows), columns=columns), **record)
 
 
 def fires(rows, *triggers):
-    report = match(fingerprint_of(*rows), [flow("f", *triggers)])
+    report = match(study_of(*rows), [flow("f", *triggers)])
     return report.matched == ("f",)
 
 
@@ -83,8 +85,45 @@ def test_a_list_of_patterns_holds_as_a_whole():
     assert not fires([{"SeriesDescription": "AutoSeg Phantom"}], trigger)
 
 
+CT1 = {"sender": {"ae_title": "CT1", "host": "10.1.2.3", "port": 104}, "called_ae_title": "RESEARCH"}
+
+
+@pytest.mark.parametrize(
+    ("trigger", "found"),
+    [
+        ({"Sender.AETitle": "^CT1$"}, True),
+        ({"Sender.AETitle": "^CT$"}, False),
+        ({"Sender.AETitle": "~CT1"}, False),
+        ({"Sender.Host": r"^10\.1\."}, True),
+        ({"Called.AETitle": ["RESEARCH", "~CLINIC"]}, True),
+        ({"Called.AETitle": "CLINIC"}, False),
+        ({"Sender.AETitle": "CT1", "Modality": "MR"}, False),
+    ],
+)
+def test_where_a_study_came_from_can_be_a_condition(trigger, found):
+    (finding,) = match(study_of({"Modality": "CT"}, **CT1), [flow("f", trigger)]).flows
+    assert (finding.verdict == "matched") is found
+
+
+@pytest.mark.parametrize(("wanted", "found"), [(1, True), (2, True), (3, False), ("2", True)])
+def test_a_trigger_may_ask_for_a_number_of_instances(wanted, found):
+    rows = [
+        {"Modality": "CT", "SeriesDescription": "thin"},
+        {"Modality": "CT", "SeriesDescription": "thick"},
+        {"Modality": "CT", "SeriesDescription": "thin"},
+        {"Modality": "MR", "SeriesDescription": "thin"},
+    ]
+    assert fires(rows, {"Modality": "CT", "SeriesDescription": "thin", "min_instances": wanted}) is found
+
+
+def test_the_report_says_how_many_of_how_many():
+    report = match(study_of(*[{"Modality": "CT"}] * 12), [flow("f", {"Modality": "CT", "min_instances": 40})])
+    (trigger,) = report.flows[0].triggers
+    assert (trigger.holding, trigger.min_instances, trigger.found) == (12, 40, False)
+
+
 def test_without_triggers_a_flow_runs_on_request_alone():
-    report = match(fingerprint_of({"Modality": "CT"}), [flow("f")])
+    report = match(study_of({"Modality": "CT"}), [flow("f")])
     assert report.matched == ()
     assert report.flows[0].verdict == "on-request"
 
@@ -95,7 +134,7 @@ def test_a_study_without_instances_matches_nothing():
 
 def test_each_flow_is_decided_for_itself():
     report = match(
-        fingerprint_of({"Modality": "CT"}), [flow("a", {"Modality": "CT"}), flow("b", {"Modality": "MR"}), flow("c")]
+        study_of({"Modality": "CT"}), [flow("a", {"Modality": "CT"}), flow("b", {"Modality": "MR"}), flow("c")]
     )
     assert [(finding.flow, finding.verdict) for finding in report.flows] == [
         ("a", "matched"), ("b", "not-matched"), ("c", "on-request"),
@@ -108,7 +147,7 @@ def test_the_report_counts_what_held():
         {"Modality": "MR", "SeriesDescription": "Head"},
         {"Modality": "MR"},
     ]
-    report = match(fingerprint_of(*rows), [flow("f", {"Modality": "CT", "SeriesDescription": "Head"})])
+    report = match(study_of(*rows), [flow("f", {"Modality": "CT", "SeriesDescription": "Head"})])
     (trigger,) = report.flows[0].triggers
     assert trigger.holding == 0
     assert [(one.tag, one.holding, one.having) for one in trigger.conditions] == [
@@ -122,11 +161,11 @@ def slow_flow(name):
 
     pattern = SimpleNamespace(text="(a+)+$", negated=False, written="(a+)+$", search=search)
     condition = SimpleNamespace(tag=KEYWORDS["Modality"], written="Modality", patterns=(pattern,))
-    return SimpleNamespace(name=name, triggers=(SimpleNamespace(conditions=(condition,)),))
+    return SimpleNamespace(name=name, triggers=(SimpleNamespace(conditions=(condition,), min_instances=1),))
 
 
 def test_a_pattern_that_never_ends_leaves_its_own_flow_undecided():
-    report = match(fingerprint_of({"Modality": "CT"}), [slow_flow("slow"), flow("ok", {"Modality": "CT"})])
+    report = match(study_of({"Modality": "CT"}), [slow_flow("slow"), flow("ok", {"Modality": "CT"})])
     assert report.matched == ("ok",)
     (undecided,) = report.undecided
     assert undecided.flow == "slow"
@@ -163,7 +202,7 @@ def test_columns_decide_as_rows_do(study, definition):
 
 
 def test_ten_thousand_instances_and_two_hundred_flows_are_quick():
-    study = fingerprint_of(
+    study = study_of(
         *({"Modality": "CT" if n % 2 else "MR", "SeriesDescription": f"series {n % 40}"} for n in range(10_000))
     )
     flows = [flow(f"f{n}", {"Modality": "CT", "SeriesDescription": f"series {n}$"}) for n in range(200)]

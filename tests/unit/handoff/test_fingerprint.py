@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicom_gateway.fingerprint import MOST_TAGS, FingerprintBuilder
-from dicom_gateway.header import Element, Header, read_header
+from flows_engine.handoff.fingerprint import MOST_TAGS, FingerprintBuilder
+from flows_engine.handoff.header import Header, read_header
 from tests.fakes.instances import ct, encoded
 
 
@@ -58,7 +58,7 @@ def test_an_empty_study_has_no_columns():
 
 
 def header_of(tags):
-    return Header(elements={tag: Element("LO", b"x") for tag in tags}, little_endian=True)
+    return Header(elements=dict.fromkeys(tags, ("LO", b"x")), little_endian=True)
 
 
 def test_standard_tags_take_the_place_of_private_ones_and_what_is_left_out_is_counted():
@@ -79,3 +79,13 @@ def test_standard_tags_are_bounded_too():
     builder.add(header_of(range(0x00080000, 0x00080000 + MOST_TAGS + 1)))
     assert len(builder.build().columns) == MOST_TAGS
     assert builder.build().left_out_count == 1
+
+
+def test_the_same_bytes_in_two_character_sets_are_two_values():
+    fingerprint = fingerprint_of(
+        ct(SpecificCharacterSet="ISO_IR 100", PatientName="\u00e9\u00e8"),
+        ct(SpecificCharacterSet="ISO_IR 101", PatientName="\u00e9\u010d"),
+        ct(SpecificCharacterSet="ISO_IR 100", PatientName="\u00e9\u00e8"),
+    )
+    assert fingerprint.columns["00100010"].values == (("\u00e9\u00e8",), ("\u00e9\u010d",))
+    assert fingerprint.columns["00100010"].index == (0, 1, 0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from dicom_gateway.header import Element, Header, decode, is_private
+from flows_engine.handoff.decoding import Element, decode
+from flows_engine.handoff.header import Header, is_private
 from flows_engine.handoff.study_store import Fingerprint, TagColumn
 
 MOST_TAGS: Final = 2000
@@ -17,7 +18,16 @@ class _Column:
     index: list[int] = field(default_factory=list)
     values: list[tuple[str, ...]] = field(default_factory=list)
     by_value: dict[tuple[str, ...], int] = field(default_factory=dict)
-    by_encoding: dict[tuple[Element, bytes, bool], int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Encoded:
+    """A column as one encoding writes its values: the same bytes are the same value there, and need no decoding."""
+
+    column: _Column
+    index: list[int]
+    """That of the column."""
+    places: dict[Element, int] = field(default_factory=dict)
 
 
 class FingerprintBuilder:
@@ -35,6 +45,7 @@ class FingerprintBuilder:
         self._left_out = 0
         self._columns: dict[int, _Column] = {}
         self._private: list[int] = []
+        self._encodings: dict[tuple[bytes, bool], dict[int, _Encoded]] = {}
 
     @property
     def instance_count(self) -> int:
@@ -43,28 +54,46 @@ class FingerprintBuilder:
 
     def add(self, header: Header) -> None:
         """Add the header of the next instance. Never raises for what stands in it."""
+        count = self._count
+        known = self._encodings.setdefault((header.character_sets, header.little_endian), {})
         for tag, element in header.elements.items():
-            column = self._columns.get(tag) or self._new_column(tag)
-            if column is None:
+            encoded = known.get(tag) or self._new_encoded(tag, known)
+            if encoded is None:
                 self._left_out += 1
                 continue
-            if len(column.index) < self._count:
-                column.index.extend([-1] * (self._count - len(column.index)))
-            column.index.append(_place(column, element, header))
+            index = encoded.index
+            if len(index) < count:
+                index.extend([-1] * (count - len(index)))
+            place = encoded.places.get(element)
+            if place is None:
+                place = _new_place(encoded, element, header)
+            index.append(place)
         self._left_out += header.left_out_count
         self._count += 1
+
+    def _new_encoded(self, tag: int, known: dict[int, _Encoded]) -> _Encoded | None:
+        column = self._columns.get(tag) or self._new_column(tag)
+        if column is None:
+            return None
+        encoded = known[tag] = _Encoded(column, column.index)
+        return encoded
 
     def _new_column(self, tag: int) -> _Column | None:
         private = is_private(tag)
         if len(self._columns) >= MOST_TAGS:
             if private or not self._private:
                 return None
-            given_up = self._columns.pop(self._private.pop())
-            self._left_out += len(given_up.index) - given_up.index.count(-1)
+            self._give_up(self._private.pop())
         if private:
             self._private.append(tag)
         column = self._columns[tag] = _Column()
         return column
+
+    def _give_up(self, tag: int) -> None:
+        column = self._columns.pop(tag)
+        self._left_out += len(column.index) - column.index.count(-1)
+        for known in self._encodings.values():
+            known.pop(tag, None)
 
     def build(self) -> Fingerprint:
         """Return the fingerprint of all instances added so far."""
@@ -81,13 +110,11 @@ class FingerprintBuilder:
         )
 
 
-def _place(column: _Column, element: Element, header: Header) -> int:
-    key = (element, header.character_sets, header.little_endian)
-    place = column.by_encoding.get(key)
-    if place is None:
-        values = decode(element, character_sets=header.character_sets, little_endian=header.little_endian)
-        place = column.by_value.setdefault(values, len(column.values))
-        if place == len(column.values):
-            column.values.append(values)
-        column.by_encoding[key] = place
+def _new_place(encoded: _Encoded, element: Element, header: Header) -> int:
+    column = encoded.column
+    values = decode(element, character_sets=header.character_sets, little_endian=header.little_endian)
+    place = column.by_value.setdefault(values, len(column.values))
+    if place == len(column.values):
+        column.values.append(values)
+    encoded.places[element] = place
     return place

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicom_gateway.errors import StartError
-from dicom_gateway.header import read_header
-from dicom_gateway.layout import LONGEST_LEVEL, Layout, safe_level
+from flows_engine.handoff.header import read_header
+from flows_engine.handoff.layout import LONGEST_LEVEL, Layout, safe_level
 from tests.fakes.instances import ct, encoded
 
 
@@ -37,7 +36,7 @@ def test_what_shares_a_uid_gets_a_number():
 
 
 def test_an_unknown_keyword_is_an_error_that_names_it():
-    with pytest.raises(StartError, match="TAR_SUBDIR: 'SeriesInstanceUUID'"):
+    with pytest.raises(ValueError, match="'SeriesInstanceUUID' is not a DICOM keyword"):
         Layout(["SeriesInstanceUUID"])
 
 

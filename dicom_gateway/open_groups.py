@@ -1,0 +1,212 @@
+"""Groups that more may come into: what several associations send of one study, or of one patient (``GROUP_BY``).
+
+A group is a folder of the spool, shaped like a reception, with one file more::
+
+    <group>/group.json     what belongs into it, and when the last of it came
+
+Ended receptions are dealt out to groups by renames, which may be cut short and done again. Where each association is a
+study of its own, a group is what an aborted one has left: it waits there for its sender to come again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dicom_gateway import durable_files
+from dicom_gateway.completeness import GroupState, Waiting, closes_at
+from dicom_gateway.grouping import STUDY_INSTANCE_UID, group_key
+from dicom_gateway.spool import Spool
+from flows_engine.handoff.header import Header
+
+_log = logging.getLogger(__name__)
+
+GROUP_NAME: Final = "group.json"
+
+GroupBy = Literal["association", "study", "patient"]
+Key = tuple[str, ...]
+
+
+class GroupNote(BaseModel):
+    """What ``group.json`` says. It may name a study or a patient, and never leaves the spool."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    keys: frozenset[Key]
+    last_data_at: float
+    is_complete: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class DueGroup:
+    """A group that nothing more is waited for."""
+
+    group_id: str
+    is_complete: bool
+
+
+class OpenGroups:
+    """The groups of one spool. Not safe to use from several threads. ``clock`` gives seconds since 1970."""
+
+    def __init__(
+        self, spool: Spool, *, group_by: GroupBy, waiting: Waiting, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._spool = spool
+        self._group_by = group_by
+        self._waiting = waiting
+        self._clock = clock
+        self._groups: dict[str, GroupNote] = {}
+        self._keys_of_open: dict[str, dict[str, Key]] = {}
+        self.asks_again_at: float | None = None
+        """When ``due`` has to be called again, even if nothing happens; known after it was called."""
+
+    def restore(self) -> None:
+        """Carry on with what an earlier gateway left: its groups, and receptions that ended with it.
+
+        Only for a spool that nobody else uses.
+        """
+        ended = []
+        for folder_id in self._spool.ids():
+            note = self._read(folder_id)
+            if note is not None:
+                self._groups[folder_id] = note
+            elif self._spool.is_closing(folder_id):
+                self._groups[folder_id] = self._note(frozenset(), is_complete=self._spool.is_released(folder_id))
+            else:
+                ended.append(folder_id)
+        # Only now: what was being dealt out may have its group already.
+        for folder_id in ended:
+            self.take(folder_id, is_complete=self._spool.is_released(folder_id))
+
+    def take(self, reception_id: str, *, is_complete: bool) -> None:
+        """Deal out what an ended reception holds. Raises ``OSError`` where the disk refuses; then it may be called
+        again.
+        """
+        self._keys_of_open.pop(reception_id, None)
+        if self._group_by == "association":
+            self._take_association(reception_id, is_complete=is_complete)
+            return
+        keys = self._keys(reception_id)
+        if not keys:
+            self._spool.remove(reception_id)
+            return
+        groups = {key: self._group_with(key) for key in set(keys.values())}
+        if list(groups.values()) == [None]:
+            # Nothing has to be moved: the reception becomes the group.
+            self._write(reception_id, self._note(frozenset(groups), is_complete=is_complete))
+            return
+        for key, known in groups.items():
+            group_id = known or self._spool.open_beside(reception_id)
+            # Before anything moves there: a restart finds a group, and deals out the rest.
+            self._write(group_id, self._note(frozenset({key}), is_complete=is_complete))
+            self._spool.move([name for name, one in keys.items() if one == key], reception_id, group_id)
+        self._spool.remove(reception_id)
+
+    def due(self, *, open_receptions: Collection[str]) -> list[DueGroup]:
+        """Return the groups that are to be closed now, given the receptions that are still open."""
+        now = self._clock()
+        due, next_moments = [], []
+        for group_id, note in list(self._groups.items()):
+            if self._spool.is_closing(group_id):
+                due.append(DueGroup(group_id=group_id, is_complete=note.is_complete))
+                continue
+            moment = self._closes_at(note, open_receptions, now=now)
+            if moment <= now:
+                due.append(DueGroup(group_id=group_id, is_complete=note.is_complete))
+            else:
+                next_moments.append(moment)
+        self.asks_again_at = min(next_moments, default=None)
+        return due
+
+    def study_uids(self, group_id: str) -> frozenset[str]:
+        """Return the StudyInstanceUIDs of what a group holds."""
+        keys = self._groups[group_id].keys
+        if keys and all(key[0] == "study" for key in keys):
+            return frozenset(key[1] for key in keys)
+        return frozenset(header.text(STUDY_INSTANCE_UID) for _, header in self._spool.headers(group_id)) - {""}
+
+    def closed(self, group_id: str) -> None:
+        """Take note that a group is closed, and its studies are the spool's to keep."""
+        self._groups.pop(group_id, None)
+
+    def _take_association(self, reception_id: str, *, is_complete: bool) -> None:
+        waits = not is_complete and self._waiting.incomplete_seconds > 0
+        keys = frozenset(self._keys(reception_id).values()) if waits or self._groups else frozenset()
+        for group_id in [one for one, note in self._groups.items() if note.keys & keys]:
+            _log.info(
+                "what an aborted association had sent is joined with what its sender sent now",
+                extra={"action": "join", "reception": group_id},
+            )
+            self._spool.move(list(self._spool.names(group_id)), group_id, reception_id)
+            self._spool.remove(group_id)
+            self._groups.pop(group_id)
+        note = self._note(keys, is_complete=is_complete)
+        if waits:
+            self._write(reception_id, note)
+        else:
+            self._groups[reception_id] = note
+
+    def _closes_at(self, note: GroupNote, open_receptions: Collection[str], *, now: float) -> float:
+        waiting = self._waiting
+        if self._group_by == "association":
+            waiting = Waiting(idle_seconds=0.0, incomplete_seconds=self._waiting.incomplete_seconds)
+        state = GroupState(last_data_at=note.last_data_at, is_complete=note.is_complete, is_fed=False)
+        moment = closes_at(state, waiting, now=now)
+        if moment <= now and note.keys and any(self._feeds(reception, note) for reception in open_receptions):
+            state = GroupState(last_data_at=note.last_data_at, is_complete=note.is_complete, is_fed=True)
+            return closes_at(state, waiting, now=now)
+        return moment
+
+    def _feeds(self, reception_id: str, note: GroupNote) -> bool:
+        """Tell whether an open reception holds anything of a group; what was looked at before is remembered."""
+        known = self._keys_of_open.setdefault(reception_id, {})
+        known.update(self._keys(reception_id, but=known))
+        return not note.keys.isdisjoint(known.values())
+
+    def _keys(self, reception_id: str, *, but: Collection[str] = ()) -> dict[str, Key]:
+        """Return what each instance of a reception belongs to, by the name of its file."""
+        sender = self._spool.sender(reception_id)
+        return {
+            name: self._key(header, uid=name.partition("_")[0].removesuffix(".dcm"), sender=sender)
+            for name, header in self._spool.headers(reception_id, but=but)
+        }
+
+    def _key(self, header: Header, *, uid: str, sender: str) -> Key:
+        study = header.text(STUDY_INSTANCE_UID)
+        if self._group_by == "association":
+            return ("sender", sender, study or uid)
+        if self._group_by == "study" and study:
+            return ("study", study)
+        return group_key(header, sop_instance_uid=uid)
+
+    def _group_with(self, key: Key) -> str | None:
+        found = (
+            group_id
+            for group_id, note in self._groups.items()
+            if key in note.keys and not self._spool.is_closing(group_id)
+        )
+        return next(found, None)
+
+    def _note(self, keys: frozenset[Key], *, is_complete: bool) -> GroupNote:
+        return GroupNote(keys=keys, last_data_at=self._clock(), is_complete=is_complete)
+
+    def _write(self, group_id: str, note: GroupNote) -> None:
+        path = self._spool.root / group_id / GROUP_NAME
+        durable_files.write_file(
+            path,
+            note.model_dump_json().encode(),
+            temporary=path.with_suffix(".part"),
+            mode=durable_files.PRIVATE_FILE,
+        )
+        self._groups[group_id] = note
+
+    def _read(self, group_id: str) -> GroupNote | None:
+        try:
+            return GroupNote.model_validate_json((self._spool.root / group_id / GROUP_NAME).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None

@@ -1,0 +1,252 @@
+"""pynetdicom's association, with the C-STORE path taken out of its hands: ``fast_store`` reads the socket, until
+something comes that is none.
+
+All that is used of pynetdicom beside its documented interface is used here, and was written down from the release that
+``pyproject.toml`` pins. A new release is tried against ``tests/unit/gateway/test_takeover.py`` first.
+
+pynetdicom runs two threads an association: one reads PDUs and drives the state machine of PS3.8 9.2 (the DUL), one
+serves messages. Both poll a thousand times a second. Here the DUL thread is held while the other one waits in ``recv``,
+so that an association on which nothing happens costs nothing.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from ssl import SSLSocket, SSLWantReadError
+from typing import Final, Protocol
+
+from pynetdicom._globals import MODE_ACCEPTOR
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import A_RELEASE
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.transport import AddressInformation, AssociationSocket
+
+from dicom_gateway.fast_store import Ending
+
+_STEP_SECONDS: Final = 0.001
+_LOOK_SECONDS: Final = 1.0
+_SMALLEST_CAP_BYTES: Final = 1024 * 1024
+"""How long a PDU may be that pynetdicom reads, and so keeps in memory: an A-ASSOCIATE-RQ may list many syntaxes."""
+
+
+class StorePath(Protocol):
+    """What an association needs of ``fast_store.FastStore``."""
+
+    def serve(self, received: bytes, /) -> tuple[Ending, bytes]:
+        """Serve C-STOREs until something else comes."""
+        ...
+
+
+class HeldSocket(AssociationSocket):
+    """The socket of an association, from which the DUL thread reads only when it is let.
+
+    ``received`` was read of it before, and comes first.
+    """
+
+    def __init__(
+        self, association: Association, *, connection: socket.socket, received: bytes, pdu_seconds: float
+    ) -> None:
+        super().__init__(association, client_socket=connection)
+        self._received = received
+        self._pdu_seconds = pdu_seconds
+        self._is_wanted = False
+        self._is_held = threading.Event()
+        self._is_let = threading.Event()
+
+    def hold(self) -> None:
+        """Ask the DUL thread to stop before it reads again. It does so once it has nothing else to do."""
+        self._is_let.clear()
+        self._is_wanted = True
+
+    def is_held(self, *, timeout_seconds: float) -> bool:
+        """Wait for the DUL thread to stop, and tell whether it has."""
+        return self._is_held.wait(timeout_seconds)
+
+    def let(self, received: bytes = b"") -> None:
+        """Let the DUL thread go on, with ``received`` as the first that it reads."""
+        self._received += received
+        self._is_wanted = False
+        self._is_held.clear()
+        self._is_let.set()
+
+    def taken(self) -> bytes:
+        """Take what the DUL thread has left of ``received``. Only while it is held."""
+        taken, self._received = self._received, b""
+        return taken
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait for something to read, and tell whether there is. Only while the DUL thread is held."""
+        try:
+            return self.socket is None or bool(self._received) or self._has_more(timeout_seconds)
+        except (OSError, ValueError):
+            return True  # the DUL thread will find out how it ended
+
+    @property
+    def ready(self) -> bool:
+        """Tell the DUL thread whether there is something to read; it stops here while it is held."""
+        if self._is_wanted:
+            self._is_held.set()
+            self._is_let.wait()
+        if self.socket is None or not self._is_connected:
+            return False
+        try:
+            return bool(self._received) or self._has_more(0)
+        except (OSError, ValueError):
+            self.event_queue.put("Evt17")  # PS3.8 table 9-10: the transport connection is closed
+            return False
+
+    def _has_more(self, timeout_seconds: float) -> bool:
+        connection = self.socket
+        assert connection is not None
+        if isinstance(connection, SSLSocket) and connection.pending():
+            return True
+        # select.select, which pynetdicom uses, cannot take the descriptors of a busy process (above 1023).
+        waiting = select.poll()
+        waiting.register(connection, select.POLLIN)
+        return bool(waiting.poll(timeout_seconds * 1000))
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Return ``nr_bytes``, or fewer where the connection ends before.
+
+        Raises ``OSError`` where they do not come in time, or are more than anyone needs to send.
+        """
+        if nr_bytes > max(_SMALLEST_CAP_BYTES, self.assoc.acceptor.maximum_length or 0):
+            raise OSError("the PDU is longer than any that was agreed on")
+        taken = bytearray(self._received[:nr_bytes])
+        self._received = self._received[nr_bytes:]
+        deadline = time.monotonic() + self._pdu_seconds
+        while len(taken) < nr_bytes and self.socket is not None:
+            try:
+                more = self.socket.recv(nr_bytes - len(taken))
+            except (BlockingIOError, SSLWantReadError):
+                more = None
+            if more == b"":
+                break
+            taken += more or b""
+            if time.monotonic() > deadline:
+                raise TimeoutError("the rest of a PDU did not come in time")
+        return taken
+
+
+class StoreAssociation(Association):
+    """An acceptor's association whose C-STOREs take the path that ``take`` is given, before it is started."""
+
+    _path: StorePath | None = None
+    _before_release: Callable[[], bool]
+    _make_path: Callable[[Association], StorePath | None]
+
+    def take(self, *, make_path: Callable[[Association], StorePath | None], before_release: Callable[[], bool]) -> None:
+        """Set what serves the C-STOREs once the association is established; without a path, pynetdicom does.
+
+        ``before_release`` is called before a release is answered; where it is False, the association is aborted.
+        """
+        self._make_path = make_path
+        self._before_release = before_release
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the association is ending, or has."""
+        return bool(self._kill or self._sent_abort)
+
+    def abort(self, block: bool = True) -> None:
+        """Abort; may be called from any thread."""
+        transport = self.dul.socket
+        if isinstance(transport, HeldSocket):
+            transport.let()
+        super().abort(block)
+
+    def _run_reactor(self) -> None:
+        """Serve the association until it ends; pynetdicom's own loop serves its last messages."""
+        transport = self.dul.socket
+        assert isinstance(transport, HeldSocket)
+        path = self._make_path(self)
+        while self._serve_all_but_stores(transport):
+            ending = Ending.OTHER
+            if path is None:
+                self._wait_for_more(transport)
+                transport.let()
+            else:
+                ending, received = path.serve(transport.taken())
+                self.dul._idle_timer.restart()
+                transport.let(received)
+            if ending in (Ending.SILENT, Ending.INVALID):
+                self.abort()
+                self.kill()
+                return
+        if isinstance(self.dul.peek_next_pdu(), A_RELEASE) and not self._before_release():
+            self.abort()
+            self.kill()
+            return
+        super()._run_reactor()
+
+    def _serve_all_but_stores(self, transport: HeldSocket) -> bool:
+        """Have pynetdicom serve what has come, until the DUL thread waits, and is held.
+
+        Returns False where the association is about to end, and the DUL thread goes on.
+        """
+        transport.hold()
+        while True:
+            context_id, message = self.dimse.get_msg(block=False)
+            if message is not None:
+                self._serve_request(message, context_id or 0)
+                continue
+            if self._kill or not self.dul.is_alive() or self.dul.peek_next_pdu() is not None:
+                transport.let()
+                return False
+            if not transport.is_held(timeout_seconds=_STEP_SECONDS):
+                continue
+            if self._is_quiet():
+                return True
+            # Something came between its last look and its stop.
+            transport.let()
+            transport.hold()
+
+    def _is_quiet(self) -> bool:
+        """Whether nothing is under way in pynetdicom's hands. Only while the DUL thread is held."""
+        dul = self.dul
+        queues = (dul.event_queue, dul.to_provider_queue, dul.to_user_queue, dul._recv_pdu, self.dimse.msg_queue)
+        return self.dimse.message is None and all(queue.empty() for queue in queues)
+
+    def _wait_for_more(self, transport: HeldSocket) -> None:
+        """Wait until pynetdicom has something to read, or to end. Only while the DUL thread is held."""
+        while not self._kill and not transport.wait(_LOOK_SECONDS):
+            if self.dul.idle_timer_expired():
+                return
+
+
+def accept_association(
+    entity: ApplicationEntity,
+    *,
+    connection: socket.socket,
+    received: bytes,
+    contexts: list[PresentationContext],
+    pdu_seconds: float,
+) -> StoreAssociation:
+    """Return an association for a connection that was accepted, of which ``received`` was read; it is not started.
+
+    ``contexts`` are those that the entity supports. They are shared, not copied, by all associations, which only read
+    them: to copy all the syntaxes of all classes took longer than to receive a dozen images.
+    """
+    association = StoreAssociation(entity, MODE_ACCEPTOR)
+    association.name = f"association-{datetime.now(UTC):%H%M%S.%f}"
+    association.set_socket(HeldSocket(association, connection=connection, received=received, pdu_seconds=pdu_seconds))
+    acceptor = association.acceptor
+    acceptor.maximum_length = entity.maximum_pdu_size
+    acceptor.ae_title = entity.ae_title
+    acceptor.address_info = AddressInformation.from_tuple(connection.getsockname())
+    acceptor.implementation_class_uid = entity.implementation_class_uid
+    acceptor.implementation_version_name = entity.implementation_version_name
+    acceptor.supported_contexts = contexts
+    association.requestor.address_info = AddressInformation.from_tuple(connection.getpeername())
+    return association
+
+
+def transfer_syntaxes(association: Association) -> dict[int, str]:
+    """Return the transfer syntax of each accepted presentation context, by its id."""
+    return {number: str(context.transfer_syntax[0]) for number, context in association._accepted_cx.items()}

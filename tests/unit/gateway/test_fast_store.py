@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import random
+import socket
+import struct
+import threading
+from contextlib import suppress
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom.uid import CTImageStorage
+
+from dicom_gateway.dimse_command import LONGEST_COMMAND_BYTES
+from dicom_gateway.fast_store import Ending, FastStore, Patience
+
+PATIENT = Patience(between_messages_seconds=20, within_message_seconds=20)
+RELEASE = struct.pack(">BxLL", 0x05, 4, 0)
+ABORT = struct.pack(">BxLL", 0x07, 4, 0)
+
+
+def element(number, value):
+    return struct.pack("<HHL", 0, number, len(value)) + value
+
+
+def command(uid=b"1.2.3\0", *, field=0x0001, message_id=1):
+    elements = element(0x0002, CTImageStorage.encode() + b"\0") + element(0x0100, struct.pack("<H", field))
+    elements += element(0x0110, struct.pack("<H", message_id)) + element(0x0800, b"\0\0") + element(0x1000, uid)
+    return element(0, struct.pack("<L", len(elements))) + elements
+
+
+def pdv(content, *, is_command, is_last=True, context_id=1):
+    return struct.pack(">LBB", len(content) + 2, context_id, is_command | is_last << 1) + content
+
+
+def pdu(*pdvs):
+    content = b"".join(pdvs)
+    return struct.pack(">BxL", 0x04, len(content)) + content
+
+
+def store(data_set, *, uid=b"1.2.3\0"):
+    return pdu(pdv(command(uid), is_command=True)) + pdu(pdv(data_set, is_command=False))
+
+
+class Instances:
+    """Takes instances; the first of them ends with each status of ``statuses``."""
+
+    def __init__(self):
+        self.stored, self.abandoned = [], 0
+
+    def begin(self, request, context_id):
+        return Taken(self)
+
+
+class Taken:
+    def __init__(self, instances):
+        self.instances, self.content = instances, b""
+
+    def write(self, fragment):
+        self.content += bytes(fragment)
+
+    def finish(self):
+        self.instances.stored.append(self.content)
+        return 0x0000
+
+    def abandon(self):
+        self.instances.abandoned += 1
+
+
+class Peer:
+    """A connection whose other end a path serves in a thread."""
+
+    def __init__(self, *, patience=PATIENT, received=b"", is_ended=lambda: False):
+        self.end, self.served = socket.socketpair()
+        self.end.settimeout(10)
+        self.served.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 20_000))
+        self.instances = Instances()
+        self.path = FastStore(
+            self.served, contexts={1, 3}, begin=self.instances.begin, is_ended=is_ended, patience=patience
+        )
+        self.result = None
+        self.thread = threading.Thread(target=self._serve, args=(received,))
+        self.thread.start()
+
+    def _serve(self, received):
+        self.result = self.path.serve(received)
+        if self.result[0] is not Ending.OTHER:
+            self.served.close()
+
+    def answer(self):
+        kind, length = struct.unpack(">BxL", self.end.recv(6, socket.MSG_WAITALL))
+        assert kind == 0x04
+        return self.end.recv(length, socket.MSG_WAITALL)
+
+    def ended(self):
+        self.thread.join(10)
+        assert not self.thread.is_alive(), "the path was not left"
+        with suppress(OSError):
+            self.served.close()
+        self.end.close()
+        return self.result
+
+
+@pytest.fixture
+def make_peer():
+    peers = []
+
+    def make(**options):
+        peers.append(Peer(**options))
+        return peers[-1]
+
+    yield make
+    for peer in peers:
+        peer.end.close()
+        peer.thread.join(10)
+
+
+def test_instances_are_stored_and_answered_until_something_else_comes(make_peer):
+    peer = make_peer()
+    for content in (b"abc", b"x" * 2_000_000):
+        peer.end.sendall(store(content))
+        peer.answer()
+    peer.end.sendall(RELEASE)
+    assert peer.ended() == (Ending.OTHER, RELEASE)
+    assert peer.instances.stored == [b"abc", b"x" * 2_000_000]
+    assert peer.instances.abandoned == 0
+
+
+def test_however_a_message_is_cut_it_is_the_same(make_peer):
+    content = bytes(range(256)) * 40
+    for seed in range(30):
+        cuts = random.Random(seed)
+        pieces, position = [], 0
+        while position < len(content):
+            size = cuts.choice([1, 5, 300, 4000])
+            pieces.append(content[position : position + size])
+            position += size
+        whole = command()
+        split = cuts.randrange(len(whole))
+        pdvs = [pdv(whole[:split], is_command=True, is_last=False), pdv(whole[split:], is_command=True)]
+        pdvs += [pdv(piece, is_command=False, is_last=False) for piece in pieces] + [pdv(b"", is_command=False)]
+        stream, group = b"", []
+        for one in pdvs:
+            group.append(one)
+            if cuts.random() < 0.5:
+                stream, group = stream + pdu(*group), []
+        stream += pdu(*group) if group else b""
+        peer = make_peer()
+        while stream:
+            size = cuts.choice([1, 3, 7, 1000, 100_000])
+            peer.end.sendall(stream[:size])
+            stream = stream[size:]
+        peer.answer()
+        peer.end.sendall(RELEASE)
+        assert peer.ended()[0] is Ending.OTHER
+        assert peer.instances.stored == [content], seed
+
+
+def test_what_was_read_before_comes_first(make_peer):
+    whole = store(b"abc")
+    peer = make_peer(received=whole[:50])
+    peer.end.sendall(whole[50:] + store(b"def") + RELEASE + b"more")
+    peer.answer(), peer.answer()
+    assert peer.ended() == (Ending.OTHER, RELEASE + b"more")
+    assert peer.instances.stored == [b"abc", b"def"]
+
+
+def test_another_message_is_handed_back_whole(make_peer):
+    echo, rest = command(field=0x0030), pdv(b"data", is_command=False)
+    peer = make_peer()
+    peer.end.sendall(
+        pdu(pdv(command(), is_command=True), pdv(b"abc", is_command=False), pdv(echo, is_command=True), rest)
+    )
+    peer.answer()
+    assert peer.ended() == (Ending.OTHER, pdu(pdv(echo, is_command=True)) + pdu(rest))
+    assert peer.instances.stored == [b"abc"]
+
+
+def test_another_message_in_pieces_is_handed_back_as_one(make_peer):
+    echo = command(field=0x0030)
+    peer = make_peer()
+    peer.end.sendall(pdu(pdv(echo[:20], is_command=True, is_last=False)))
+    peer.end.sendall(pdu(pdv(echo[20:], is_command=True)))
+    assert peer.ended() == (Ending.OTHER, pdu(pdv(echo, is_command=True)))
+
+
+@pytest.mark.parametrize("part", [0, 3, 20, -12, -3, -1])
+def test_an_instance_whose_end_does_not_come_is_abandoned(make_peer, part):
+    whole = store(b"abcdef")
+    peer = make_peer()
+    peer.end.sendall(whole[:part])
+    peer.end.close()
+    peer.thread.join(10)
+    assert peer.result == (Ending.CLOSED, b"")
+    assert peer.instances.stored == []
+    has_begun = len(whole[:part]) >= len(pdu(pdv(command(), is_command=True)))
+    assert peer.instances.abandoned == has_begun
+
+
+def test_an_abort_in_the_middle_is_handed_back(make_peer):
+    peer = make_peer()
+    peer.end.sendall(pdu(pdv(command(), is_command=True)) + ABORT)
+    assert peer.ended() == (Ending.OTHER, ABORT)
+    assert peer.instances.abandoned == 1
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        pytest.param(pdu(), id="a PDU without a PDV"),
+        pytest.param(pdu(b"\0\0\0\x01\x01"), id="a PDV without a control header"),
+        pytest.param(pdu(struct.pack(">LBB", 1, 1, 3)), id="a PDV that is too short"),
+        pytest.param(pdu(struct.pack(">LBB", 4_000_000_000, 1, 3) + b"x" * 50), id="a PDV longer than its PDU"),
+        pytest.param(pdu(pdv(command(), is_command=True, context_id=5)), id="a context that was not accepted"),
+        pytest.param(pdu(pdv(b"data", is_command=False)), id="data without a command"),
+        pytest.param(pdu(pdv(command(), is_command=True)) * 2, id="a command in the middle of a message"),
+        pytest.param(
+            pdu(pdv(command(), is_command=True), pdv(b"x", is_command=False, context_id=3)), id="two contexts in one"
+        ),
+        pytest.param(pdu(pdv(command(), is_command=True)) + RELEASE, id="a release in the middle of a message"),
+    ],
+)
+def test_what_is_no_message_of_the_association_ends_it(make_peer, stream):
+    peer = make_peer()
+    peer.end.sendall(stream)
+    assert peer.ended()[0] is Ending.INVALID
+    assert peer.instances.stored == []
+
+
+def test_a_command_without_an_end_ends_it(make_peer):
+    peer = make_peer()
+    piece = pdu(pdv(b"\0" * 16_000, is_command=True, is_last=False))
+    with suppress(OSError):
+        for _ in range(LONGEST_COMMAND_BYTES // 16_000 + 2):
+            peer.end.sendall(piece)
+    assert peer.ended()[0] is Ending.INVALID
+
+
+def test_a_peer_that_falls_silent_is_left(make_peer):
+    peer = make_peer(patience=Patience(between_messages_seconds=0.1, within_message_seconds=20))
+    assert peer.ended()[0] is Ending.SILENT
+
+
+def test_a_peer_that_trickles_within_a_message_is_left(make_peer):
+    peer = make_peer(
+        patience=Patience(between_messages_seconds=20, within_message_seconds=0.2, slowest_bytes_per_second=1e9)
+    )
+    peer.end.sendall(pdu(pdv(command(), is_command=True)))
+    trickle = threading.Event()
+    with suppress(OSError):
+        while peer.thread.is_alive():
+            peer.end.sendall(pdu(pdv(b"x", is_command=False, is_last=False)))
+            trickle.wait(0.02)
+    assert peer.ended()[0] is Ending.SILENT
+    assert peer.instances.abandoned == 1
+
+
+def test_a_path_that_is_told_to_end_ends(make_peer):
+    peer = make_peer(is_ended=lambda: True)
+    assert peer.ended()[0] is Ending.CLOSED
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_comes_the_path_is_left(make_peer, data):
+    """Damage a good stream at random."""
+    good = store(b"abcdefgh" * 30) + store(b"12345678" * 30)
+    at = data.draw(st.integers(0, len(good) - 1))
+    junk = data.draw(st.binary(min_size=1, max_size=12))
+    damaged = good[:at] + junk + good[at + len(junk) :]
+    peer = make_peer()
+    with suppress(OSError):
+        peer.end.sendall(damaged)
+        peer.end.shutdown(socket.SHUT_WR)
+    ending, _ = peer.ended()
+    assert isinstance(ending, Ending)
+    assert len(peer.instances.stored) + peer.instances.abandoned <= 2

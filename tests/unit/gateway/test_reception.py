@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import os
+import stat
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from dicom_gateway import reception as reception_module
+from dicom_gateway.disk_room import DiskRoom
+from dicom_gateway.errors import InstanceRefusedError, SpoolFullError
+from dicom_gateway.reception import Origin, Reception
+from flows_engine.handoff.run_request import Sender
+from tests.fakes.instances import as_file, ct, received
+
+ORIGIN = Origin(
+    sender=Sender(ae_title="PACS", host="10.0.0.1", port=1),
+    called_ae_title="STORESCP",
+    received_at=datetime(2024, 5, 6, tzinfo=UTC),
+)
+
+
+@pytest.fixture
+def open_reception(tmp_path):
+    """Return a maker of receptions."""
+    opened = []
+
+    def make(durability="instance"):
+        opened.append(Reception(tmp_path / str(len(opened)), origin=ORIGIN, durability=durability))
+        return opened[-1]
+
+    yield make
+    for reception in opened:
+        reception.close()
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """Return the list of what is forced onto the disk: the names, in order."""
+    names = []
+
+    def note(real):
+        def call(descriptor):
+            names.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+            return real(descriptor)
+
+        return call
+
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, note(getattr(os, name)))
+    real = reception_module.sync_file_system
+    monkeypatch.setattr(
+        reception_module, "sync_file_system", lambda descriptor: (names.append("everything"), real(descriptor))
+    )
+    return names
+
+
+def begun(reception, *, uid="1.2.3"):
+    return reception.begin(sop_class_uid="1.2", sop_instance_uid=uid, transfer_syntax_uid=ExplicitVRLittleEndian)
+
+
+@pytest.mark.parametrize(
+    ("instance", "status"),
+    [
+        (received(ct(), sop_instance_uid="1.2.3"), 0xA900),
+        (received(ct(SOPInstanceUID=None), sop_instance_uid="1.2.3"), 0xA900),
+    ],
+)
+def test_a_uid_that_is_not_the_commands_is_refused_and_leaves_nothing(open_reception, tmp_path, instance, status):
+    reception = open_reception()
+    with pytest.raises(InstanceRefusedError) as caught:
+        reception.store(instance)
+    assert caught.value.status == status
+    assert list(tmp_path.rglob("*.dcm")) == []
+
+
+def test_half_an_object_is_refused_and_leaves_nothing(open_reception, tmp_path):
+    whole = received(ct())
+    half = whole.__class__(**{**vars(whole), "data_set": whole.data_set[: len(whole.data_set) // 2]})
+    reception = open_reception()
+    with pytest.raises(InstanceRefusedError) as caught:
+        reception.store(half)
+    assert caught.value.status == 0xC000
+    assert list(tmp_path.rglob("*.dcm")) == []
+
+
+@pytest.mark.parametrize("durability", ["association", "none"])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_without_a_sync_another_uid_than_the_commands_is_refused_all_the_same(open_reception, durability, syntax):
+    reception = open_reception(durability)
+    reception.store(received(ct(), transfer_syntax_uid=syntax))
+    with pytest.raises(InstanceRefusedError) as caught:
+        reception.store(received(ct(), sop_instance_uid="1.2.3", transfer_syntax_uid=syntax))
+    assert caught.value.status == 0xA900
+
+
+@pytest.mark.parametrize("durability", ["instance", "association", "none"])
+def test_an_empty_data_set_is_refused(open_reception, tmp_path, durability):
+    instance = received(ct())
+    with pytest.raises(InstanceRefusedError) as caught:
+        open_reception(durability).store(instance.__class__(**{**vars(instance), "data_set": b""}))
+    assert caught.value.status == 0xC000
+    assert list(tmp_path.rglob("*.dcm")) == []
+
+
+def test_fragments_are_joined_in_their_file(open_reception, tmp_path):
+    instance = received(ct(PixelData=os.urandom(300_000)))
+    incoming = open_reception().begin(
+        sop_class_uid=instance.sop_class_uid,
+        sop_instance_uid=instance.sop_instance_uid,
+        transfer_syntax_uid=instance.transfer_syntax_uid,
+    )
+    for start in range(0, len(instance.data_set), 7777):
+        incoming.write(memoryview(instance.data_set)[start : start + 7777])
+    (path,) = tmp_path.rglob("*.dcm")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    incoming.commit()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert path.read_bytes() == as_file(instance)
+
+
+def test_every_instance_is_on_disk_before_its_success(open_reception, synced):
+    reception = open_reception()
+    reception.store(received(ct()))
+    synced.clear()
+    instance = received(ct())
+    reception.store(instance)
+    assert synced == [f"{instance.sop_instance_uid}.dcm", "incoming"]
+    synced.clear()
+    reception.seal()
+    assert synced == [reception.id]
+
+
+def test_an_association_is_on_disk_before_its_release(open_reception, synced):
+    reception = open_reception("association")
+    reception.store(received(ct()))
+    synced.clear()
+    reception.store(received(ct()))
+    assert synced == []
+    reception.seal()
+    assert synced == ["everything", reception.id]
+
+
+def test_without_durability_nothing_is_forced_onto_the_disk(open_reception, synced):
+    reception = open_reception("none")
+    reception.store(received(ct()))
+    reception.seal()
+    assert synced == []
+
+
+def test_what_is_discarded_leaves_nothing(open_reception, tmp_path):
+    incoming = begun(open_reception())
+    incoming.write(memoryview(b"x" * 1000))
+    for _ in range(2):
+        incoming.discard()
+    assert list(tmp_path.rglob("*.dcm")) == []
+
+
+def test_a_disk_that_fails_at_the_last_moment_leaves_nothing(open_reception, tmp_path, monkeypatch):
+    reception = open_reception()
+    reception.store(received(ct()))
+
+    def fail(_descriptor):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(SpoolFullError, match="Input/output error"):
+        reception.store(received(ct()))
+    assert len(list(tmp_path.rglob("*.dcm"))) == 1
+
+
+def test_a_write_that_is_short_is_gone_on_with(open_reception, tmp_path, monkeypatch):
+    instance = received(ct())
+    real, real_vector = os.write, os.writev
+    monkeypatch.setattr(os, "write", lambda descriptor, content: real(descriptor, content[:100]))
+    for longest in (60, 450):
+        monkeypatch.setattr(
+            os,
+            "writev",
+            lambda descriptor, parts, longest=longest: real_vector(descriptor, [b"".join(parts)[:longest]]),
+        )
+        open_reception().store(instance)
+    assert [path.read_bytes() for path in tmp_path.rglob("*.dcm")] == [as_file(instance)] * 2
+
+
+def test_where_conflicts_are_rejected_only_the_very_same_may_come_again(tmp_path):
+    reception = Reception(tmp_path / "r", origin=ORIGIN, durability="none", rejects_conflicts=True)
+    first, other = (received(ct(SOPInstanceUID="1.2.3", SeriesDescription=text)) for text in "ab")
+    reception.store(first)
+    with pytest.raises(InstanceRefusedError) as caught:
+        reception.store(other)
+    assert caught.value.status == 0x0111
+    reception.store(first)
+    reception.close()
+    assert {path.read_bytes() for path in tmp_path.rglob("*.dcm")} == {as_file(first)}
+
+
+def test_nothing_begins_where_the_disk_has_no_room(tmp_path):
+    room = DiskRoom(folder=tmp_path, reserve_bytes=2**60)
+    reception = Reception(tmp_path / "r", origin=ORIGIN, durability="none", room=room)
+    with pytest.raises(SpoolFullError):
+        reception.store(received(ct()))
+    assert list(tmp_path.iterdir()) == []

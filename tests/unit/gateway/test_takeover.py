@@ -1,0 +1,53 @@
+"""What ``takeover`` uses of pynetdicom without having been promised it. Where one fails, read that module again."""
+
+from __future__ import annotations
+
+import inspect
+import queue
+
+from pynetdicom import AE, __version__, association, dul, fsm, transport
+from pynetdicom._globals import MODE_ACCEPTOR
+from pynetdicom.dimse import DIMSEServiceProvider
+
+PINNED = "3.0.4"
+
+
+def test_it_is_the_release_that_was_read():
+    assert __version__ == PINNED
+
+
+def test_an_association_has_what_is_used_of_it():
+    made = association.Association(AE(), MODE_ACCEPTOR)
+    assert made._kill is False
+    assert made._sent_abort is False
+    assert made._accepted_cx == {}
+    assert inspect.signature(association.Association._run_reactor).parameters.keys() == {"self"}
+    assert list(inspect.signature(made._serve_request).parameters) == ["msg", "context_id"]
+    for name in ("event_queue", "to_provider_queue", "to_user_queue", "_recv_pdu"):
+        assert isinstance(getattr(made.dul, name), queue.Queue)
+    assert isinstance(made.dimse, DIMSEServiceProvider)
+    assert isinstance(made.dimse.msg_queue, queue.Queue)
+    assert made.dimse.message is None
+    assert callable(made.dul._idle_timer.restart)
+    made.acceptor.supported_contexts = shared = []
+    assert made.acceptor._contexts is shared
+
+
+def test_the_reactor_of_an_association_is_called_once_it_is_established():
+    source = inspect.getsource(association.Association.run_reactor)
+    assert source.count("self._run_reactor()") == 2
+
+
+def test_the_dul_thread_looks_at_the_socket_only_when_it_has_nothing_to_send():
+    loop = inspect.getsource(dul.DULServiceProvider.run_reactor)
+    assert loop.index("self._process_recv_primitive()") < loop.index("elif self._is_transport_event()")
+    assert "self.socket.ready" in inspect.getsource(dul.DULServiceProvider._is_transport_event)
+
+
+def test_a_pdu_is_read_by_two_calls_of_recv():
+    assert inspect.getsource(dul.DULServiceProvider._read_pdu_data).count("self.socket.recv(") == 2
+
+
+def test_a_socket_knows_whether_it_is_connected():
+    assert "self._is_connected" in inspect.getsource(transport.AssociationSocket.__init__)
+    assert fsm.TRANSITION_TABLE["Evt17", "Sta6"] == "AA-4"
