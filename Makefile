@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check lint types map scripts generated bench bench-trigger bench-engine screenshots format requirements environment dcmtk chromium engine images clean
+.PHONY: help demo up test check lint types map scripts generated bench bench-ingest bench-trigger bench-engine screenshots format requirements environment dcmtk orthanc chromium engine images clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,9 +42,11 @@ generated: environment
 	@$(PYTHON_BIN)/python -m flows_engine.definition.json_schema --check
 	@FLOW_DIRECTORY=flow_definitions $(PYTHON_BIN)/dicomflow deploy --write --check
 
-bench: environment dcmtk images ## Measure, side by side with other programs
-	@$(PYTHON_BIN)/python -m tests.benchmarks.ingest
+bench: environment dcmtk images ## Measure a study's whole way, side by side with other programs
 	@$(PYTHON_BIN)/python -m tests.benchmarks.end_to_end
+
+bench-ingest: environment dcmtk orthanc ## Measure receiving, side by side with DCMTK and Orthanc
+	@$(PYTHON_BIN)/python -m tests.benchmarks.ingest
 
 bench-trigger: environment ## Measure run creation, long queues and deploying, on every database there is
 	@$(PYTHON_BIN)/python -m tests.benchmarks.triggering
@@ -70,6 +72,9 @@ environment: ## Make the virtual environment .venv
 
 dcmtk: ## Install DCMTK's command-line tools
 	@$(HOST)/dcmtk.sh
+
+orthanc: ## Install Orthanc, for comparison
+	@$(HOST)/orthanc.sh
 
 chromium: ## Install a browser, for the tests of what a person sees
 	@$(HOST)/chromium.sh

@@ -161,7 +161,7 @@ def check(
 def studies(
     limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
 ) -> None:
-    """List received studies and what became of them: triggered, no match, or held, with the reason."""
+    """List what is being received, and what became of studies: triggered, no match, or held, with the reason."""
     from deployments.study_reports import print_studies  # noqa: PLC0415
 
     print_studies(Console(), _settings().settings, limit=limit)

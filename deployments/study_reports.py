@@ -7,6 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from dicom_gateway.explain import explain
+from dicom_gateway.open_groups import WaitingGroup, waiting_groups
+from dicom_gateway.spool import Spool
 from dicom_gateway.wiring import LEDGER_NAME, open_ledger
 from flows_engine.definition.catalogue import FlowCatalogue
 from flows_engine.definition.schema import FlowDefinition
@@ -29,6 +31,11 @@ def print_studies(console: Console, settings: SiteSettings, *, limit: int) -> No
         table.add_column(heading, no_wrap=True)
     ledger = open_ledger(settings.data_dir)
     try:
+        for group in _waiting(settings):
+            since = group.received_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+            reason = f"waits for {group.waits_for}"
+            line = ("", since, group.sender, str(group.instance_count), "receiving", reason)
+            table.add_row(*(escape(cell) for cell in line))
         for study in ledger.studies(limit=limit):
             runs = [f"{run.flow} ({run.flow_run_id or run.last_error or 'waiting'})" for run in study.runs]
             again = [f"{run.flow} again ({run.flow_run_id})" for run in study.reprocessed]
@@ -39,6 +46,13 @@ def print_studies(console: Console, settings: SiteSettings, *, limit: int) -> No
         ledger.close()
     # One line a study, however narrow the terminal: ids are to be copied, and lines to be searched.
     Console(file=console.file, width=_WIDEST).print(table)
+
+
+def _waiting(settings: SiteSettings) -> list[WaitingGroup]:
+    try:
+        return list(reversed(waiting_groups(Spool(settings.data_dir / "spool"))))
+    except OSError:
+        return []  # it is the gateway user's alone, or not there yet
 
 
 def print_explanation(console: Console, settings: SiteSettings, *, study_id: str, with_values: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 from dicom_gateway.dimse_command import StoreRequest
 from dicom_gateway.errors import InstanceRefusedError, SpoolFullError
 from dicom_gateway.reception import IncomingInstance, ReceivedInstance, Reception
-from dicom_gateway.uid import is_uid, sent_uid
+from dicom_gateway.uid import is_uid, sent_sop_class_uid, sent_uid
 
 _log = logging.getLogger(__name__)
 
@@ -23,10 +23,19 @@ DATA_SET_DOES_NOT_MATCH: Final = 0xA900
 
 
 class AssociationStore:
-    """What one association stores. ``open_reception`` is called for its first instance. Not for several threads."""
+    """What one association stores. Not for several threads.
 
-    def __init__(self, open_reception: Callable[[], Reception]) -> None:
+    ``open_reception`` is called for its first instance, ``stored_whole`` with status and size of each that comes whole.
+    """
+
+    def __init__(
+        self,
+        open_reception: Callable[[], Reception],
+        *,
+        stored_whole: Callable[[int, int], object] = lambda _status, _size_bytes: None,
+    ) -> None:
         self._open_reception = open_reception
+        self._stored_whole = stored_whole
         self._reception: Reception | None = None
         self.transfer_syntaxes: Mapping[int, str] = {}
         """By the id of the presentation context; known once the association is established."""
@@ -34,9 +43,10 @@ class AssociationStore:
     def begin(self, request: StoreRequest, context_id: int) -> ArrivingInstance:
         """Take a request whose data set comes in fragments."""
         try:
-            sop_class_uid, sop_instance_uid = (
-                _uid(sent_uid(sent)) for sent in (request.sop_class_uid, request.sop_instance_uid)
-            )
+            sop_class_uid = sent_sop_class_uid(request.sop_class_uid)
+            sop_instance_uid = sent_uid(request.sop_instance_uid)
+            if sop_class_uid is None or sop_instance_uid is None:
+                return ArrivingInstance(None, status=refused(_not_a_uid()))
             incoming = self._reception_now().begin(
                 sop_class_uid=sop_class_uid,
                 sop_instance_uid=sop_instance_uid,
@@ -50,6 +60,18 @@ class AssociationStore:
         self, *, sop_class_uid: str | None, sop_instance_uid: str | None, transfer_syntax_uid: str, data_set: bytes
     ) -> int:
         """Keep an object that came whole, and return the status to answer with."""
+        status = self._store(
+            sop_class_uid=sop_class_uid,
+            sop_instance_uid=sop_instance_uid,
+            transfer_syntax_uid=transfer_syntax_uid,
+            data_set=data_set,
+        )
+        self._stored_whole(status, len(data_set))
+        return status
+
+    def _store(
+        self, *, sop_class_uid: str | None, sop_instance_uid: str | None, transfer_syntax_uid: str, data_set: bytes
+    ) -> int:
         try:
             instance = ReceivedInstance(
                 sop_class_uid=_uid(sop_class_uid),
@@ -138,6 +160,10 @@ def refused(error: Exception) -> int:
 
 def _uid(text: str | None) -> str:
     if text is None or not is_uid(text):
-        reason = "the SOP Instance UID or SOP Class UID of the command is not a UID"
-        raise InstanceRefusedError(reason, status=DATA_SET_DOES_NOT_MATCH)
+        raise _not_a_uid()
     return text
+
+
+def _not_a_uid() -> InstanceRefusedError:
+    reason = "the SOP Instance UID or SOP Class UID of the command is not a UID"
+    return InstanceRefusedError(reason, status=DATA_SET_DOES_NOT_MATCH)

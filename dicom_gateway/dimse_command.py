@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 LONGEST_COMMAND_BYTES: Final = 64 * 1024
 """A command has some hundred bytes; what grows beyond this is refused as an attack."""
@@ -31,8 +30,7 @@ _RESPONSE_NUMBERS: Final = struct.Struct("<HHLH HHLH HHLH HHLH").pack
 _UID_HEAD: Final = struct.Struct("<HHL").pack
 
 
-@dataclass(frozen=True, slots=True)
-class StoreRequest:
+class StoreRequest(NamedTuple):
     """A C-STORE-RQ that a data set follows. The UIDs are as they were sent, and may be anything."""
 
     message_id: int

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +13,12 @@ PRIVATE_FOLDER: Final = 0o700
 SHARED_FOLDER: Final = 0o755
 PRIVATE_FILE: Final = 0o600
 SHARED_FILE: Final = 0o644
+
+# ioctl_iflags(2); a kernel of 64 bits.
+_FS_IOC_GETFLAGS: Final = 0x80086601
+_FS_IOC_SETFLAGS: Final = 0x40086602
+_FS_TOPDIR_FL: Final = 0x00020000
+_FLAGS: Final = struct.Struct("@l")
 
 
 def sync_folder(folder: Path) -> None:
@@ -19,6 +28,23 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def spread_folders(folder: Path) -> None:
+    """Have the folders made in ``folder`` lie apart on the disk, where its file system is one of the ext family.
+
+    Otherwise they share the part of the disk where older ones were, and ext4 searches that for free inodes, file by
+    file, for minutes after thousands were deleted there: twenty times as long as it takes to make a file.
+    """
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            flags = bytearray(fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(_FLAGS.size)))
+            (known,) = _FLAGS.unpack(flags)
+            if not known & _FS_TOPDIR_FL:
+                fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, _FLAGS.pack(known | _FS_TOPDIR_FL))
+        finally:
+            os.close(descriptor)
 
 
 def make_folder(folder: Path, *, mode: int, durable: bool = True) -> None:

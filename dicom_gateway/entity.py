@@ -10,6 +10,7 @@ from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, _config
 from pynetdicom.presentation import NonPatientObjectPresentationContexts
 
+from dicom_gateway.commitment import STORAGE_COMMITMENT
 from dicom_gateway.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 _VERIFICATION: Final = "1.2.840.10008.1.1"
@@ -35,6 +36,7 @@ def make_entity(ae_title: str) -> AE:
     entity.dimse_timeout = SILENCE_SECONDS
     entity.acse_timeout = NEGOTIATION_SECONDS
     entity.add_supported_context(_VERIFICATION, ALL_TRANSFER_SYNTAXES)
+    entity.add_supported_context(STORAGE_COMMITMENT)
     # Known to pynetdicom, but not as storage: hanging protocols, colour palettes, implant templates and the like.
     for context in NonPatientObjectPresentationContexts:
         entity.add_supported_context(str(context.abstract_syntax), ALL_TRANSFER_SYNTAXES)

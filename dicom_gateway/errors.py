@@ -4,6 +4,7 @@
       ├─ SpoolFullError            the disk takes no more; the sender is told 0xA700 and sends again later
       ├─ InstanceRefusedError      the sender's object cannot be kept; carries the status that says so to it
       ├─ StartError                the gateway cannot start; a person has to change a setting or stop another program
+      ├─ LedgerSilentError         the ledger was looked at, and did not answer; whoever looked, looks again later
       ├─ StudyNotHeldError         a person asked to release a study that is neither held nor without a match
       ├─ RequestError              a person asked to process studies again, and not clearly, or what is not there
       └─ TriggerError              a flow run was not created
@@ -36,6 +37,10 @@ class InstanceRefusedError(GatewayError):
 
 class StartError(GatewayError):
     """The gateway cannot start. The message says what to change."""
+
+
+class LedgerSilentError(GatewayError):
+    """The ledger does not answer a question about all studies, or not in time."""
 
 
 class StudyNotHeldError(GatewayError):

@@ -74,6 +74,8 @@ class FastStore:
 
     ``begin`` is called for each request, with the id of its context. ``is_ended`` is asked while nothing comes. The
     connection has a receive time-out (``SO_RCVTIMEO``), after which it is asked, and time limits are looked at.
+    ``answered`` is called after each response: with the status, the size of the data set, and the seconds since the
+    request began to come.
     """
 
     def __init__(
@@ -84,12 +86,14 @@ class FastStore:
         begin: Callable[[StoreRequest, int], Instance],
         is_ended: Callable[[], bool],
         patience: Patience,
+        answered: Callable[[int, int, float], object] = lambda _status, _size_bytes, _seconds: None,
     ) -> None:
         self._connection = connection
         self._contexts = contexts
         self._begin = begin
         self._is_ended = is_ended
         self._patience = patience
+        self._answered = answered
         self._buffer = bytearray(_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         # What was received and not looked at yet.
@@ -100,7 +104,9 @@ class FastStore:
         self._context_id = 0
         self._request: StoreRequest | None = None
         self._instance: Instance | None = None
+        self._began = 0.0
         self._deadline = 0.0
+        self._size_bytes = 0
 
     def serve(self, received: bytes) -> tuple[Ending, bytes]:
         """Serve C-STOREs, of which ``received`` may be the beginning, until something else comes.
@@ -130,7 +136,9 @@ class FastStore:
     def _serve_pdu(self, length: int) -> None:
         """Serve the PDVs of a PDU, of which ``length`` bytes are to come."""
         if not self._command:
-            self._deadline = time.monotonic() + self._patience.within_message_seconds
+            self._began = time.monotonic()
+            self._deadline = self._began + self._patience.within_message_seconds
+            self._size_bytes = 0
         self._deadline += length / self._patience.slowest_bytes_per_second
         while True:
             if length < _PDV_HEADER_BYTES:
@@ -150,6 +158,7 @@ class FastStore:
             elif self._request is None or context_id != self._context_id:
                 raise _LeftError(Ending.INVALID)
             else:
+                self._size_bytes += content_length
                 self._take_data(content_length)
                 if control & _IS_LAST:
                     self._end_message()
@@ -191,12 +200,14 @@ class FastStore:
         assert self._request is not None
         assert self._instance is not None
         instance, self._instance = self._instance, None
-        response = store_response(self._request, context_id=self._context_id, status=instance.finish())
+        status = instance.finish()
+        response = store_response(self._request, context_id=self._context_id, status=status)
         self._command, self._request = b"", None
         try:
             self._connection.sendall(response)
         except OSError:
             raise _LeftError(Ending.CLOSED) from None
+        self._answered(status, self._size_bytes, time.monotonic() - self._began)
 
     def _rest(self) -> bytes:
         return bytes(self._view[self._start : self._end])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Final
 
 IMPLEMENTATION_CLASS_UID: Final = "2.25.240862801318732435729887109383896307898"
@@ -28,11 +29,13 @@ _WRITER: Final = _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID, b"\0") + _ele
 
 def file_meta(*, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
     """Return what a file begins with. The UIDs are known to be UIDs."""
-    elements = (
-        _VERSION
-        + _element(0x0002, b"UI", sop_class_uid, b"\0")
-        + _element(0x0003, b"UI", sop_instance_uid, b"\0")
-        + _element(0x0010, b"UI", transfer_syntax_uid, b"\0")
-        + _WRITER
-    )
+    before, after = _around(sop_class_uid, transfer_syntax_uid)
+    elements = before + _element(0x0003, b"UI", sop_instance_uid, b"\0") + after
     return _PREAMBLE + _GROUP_LENGTH(0x0002, 0x0000, b"UL", 4, len(elements)) + elements
+
+
+@lru_cache(maxsize=256)
+def _around(sop_class_uid: str, transfer_syntax_uid: str) -> tuple[bytes, bytes]:
+    """Return what stands before and after the SOP Instance UID: the same for all of a series."""
+    before = _VERSION + _element(0x0002, b"UI", sop_class_uid, b"\0")
+    return before, _element(0x0010, b"UI", transfer_syntax_uid, b"\0") + _WRITER

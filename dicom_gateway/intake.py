@@ -16,6 +16,7 @@ from functools import partial
 from typing import Final, Literal
 
 from dicom_gateway import durable_files, explain
+from dicom_gateway.instance_filling import uids_of_files
 from dicom_gateway.interfaces import Definitions
 from dicom_gateway.ledger import Decision, Ledger
 from dicom_gateway.open_groups import DueGroup, OpenGroups
@@ -210,6 +211,8 @@ class Intake:
         self._ledger.add(study.record, uid_hashes=self._uid_key.hashes_of(study.record))
         if study.record.earlier_study_id and self._late_arrival == "rerun":
             self._ledger.supersede(study.record.earlier_study_id, by=study.record.study_id)
+        uids = uids_of_files(self._store.input_folder(study.record.study_id))
+        self._ledger.enter_instances(study.record.study_id, self._uid_key.instance_hashes(uids))
         tidy(study.folder.parent)
 
     def _run(self) -> None:

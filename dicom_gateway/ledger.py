@@ -83,6 +83,12 @@ CREATE TABLE IF NOT EXISTS study_uids (
     PRIMARY KEY (uid_hash, study_id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS study_uids_by_study ON study_uids (study_id);
+CREATE TABLE IF NOT EXISTS instances (
+    uid_hash BLOB NOT NULL,
+    study_id TEXT NOT NULL,
+    PRIMARY KEY (uid_hash, study_id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS indexed_studies (study_id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS uid_key (check_value TEXT NOT NULL) STRICT;
 """
 _NO_UID: Final = ""
@@ -436,12 +442,30 @@ class Ledger:
         with self._transaction() as connection:
             _enter_uids(connection, study_id, uid_hashes)
 
+    def without_instances(self) -> tuple[str, ...]:
+        """Return the ids of all studies whose SOP Instance UIDs were never entered, newest first."""
+        rows = self._read(
+            "SELECT study_id FROM studies WHERE NOT EXISTS "
+            "(SELECT 1 FROM indexed_studies WHERE indexed_studies.study_id = studies.study_id) ORDER BY study_id DESC"
+        )
+        return tuple(row["study_id"] for row in rows)
+
+    def enter_instances(self, study_id: str, uid_hashes: Collection[bytes]) -> None:
+        """Enter the SOP Instance UIDs of a study, hashed; by them, ``instance_lookup`` finds it."""
+        # Sorted: a table without row numbers is written in the order of its key.
+        rows = [(uid_hash, study_id) for uid_hash in sorted(uid_hashes)]
+        with self._transaction() as connection:
+            connection.executemany("INSERT OR IGNORE INTO instances (uid_hash, study_id) VALUES (?, ?)", rows)
+            connection.execute("INSERT OR IGNORE INTO indexed_studies (study_id) VALUES (?)", (study_id,))
+
     def use_uid_key(self, check_value: str) -> None:
         """Forget all hashes that were made with another key than the one that ``check_value`` stands for."""
         with self._transaction() as connection:
             if connection.execute("SELECT 1 FROM uid_key WHERE check_value = ?", (check_value,)).fetchone():
                 return
             connection.execute("DELETE FROM study_uids")
+            connection.execute("DELETE FROM instances")
+            connection.execute("DELETE FROM indexed_studies")
             connection.execute("DELETE FROM uid_key")
             connection.execute("INSERT INTO uid_key (check_value) VALUES (?)", (check_value,))
 

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -50,6 +51,48 @@ class DueGroup:
     is_complete: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class WaitingGroup:
+    """What a person may know of a group, or of a reception that has not ended."""
+
+    received_at: datetime
+    sender: str
+    instance_count: int
+    waits_for: str
+
+
+def waiting_groups(spool: Spool) -> list[WaitingGroup]:
+    """Return what is not a study yet, oldest first. May be asked for while a gateway uses the spool."""
+    waiting = []
+    for folder_id in spool.ids():
+        origin = spool.origin(folder_id)
+        if origin is None:
+            continue
+        note = _read(spool, folder_id)
+        if note is None:
+            waits_for = "the end of its association"
+        elif note.is_complete:
+            waits_for = "more of it, for STUDY_IDLE_SECONDS"
+        else:
+            waits_for = "its sender to come again, for INCOMPLETE_SECONDS"
+        waiting.append(
+            WaitingGroup(
+                received_at=origin.received_at,
+                sender=f"{origin.sender.ae_title}@{origin.sender.host}",
+                instance_count=sum(1 for _ in spool.names(folder_id)),
+                waits_for=waits_for,
+            )
+        )
+    return waiting
+
+
+def _read(spool: Spool, group_id: str) -> GroupNote | None:
+    try:
+        return GroupNote.model_validate_json((spool.root / group_id / GROUP_NAME).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return None
+
+
 class OpenGroups:
     """The groups of one spool. Not safe to use from several threads. ``clock`` gives seconds since 1970."""
 
@@ -72,7 +115,7 @@ class OpenGroups:
         """
         ended = []
         for folder_id in self._spool.ids():
-            note = self._read(folder_id)
+            note = _read(self._spool, folder_id)
             if note is not None:
                 self._groups[folder_id] = note
             elif self._spool.is_closing(folder_id):
@@ -204,9 +247,3 @@ class OpenGroups:
             mode=durable_files.PRIVATE_FILE,
         )
         self._groups[group_id] = note
-
-    def _read(self, group_id: str) -> GroupNote | None:
-        try:
-            return GroupNote.model_validate_json((self._spool.root / group_id / GROUP_NAME).read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return None

@@ -23,6 +23,8 @@ from dicom_gateway.errors import StartError
 from dicom_gateway.peers import NO_ROOM, Rejection
 from dicom_gateway.process_channel import Message, ProcessChannel
 from dicom_gateway.receiver_settings import ReceiverSettings
+from dicom_gateway.tally import Tally
+from dicom_gateway.telling_counts import TALLY_KIND, take_counts
 from dicom_gateway.tls import server_context
 
 _log = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ class Receiver:
     """The storage SCP. ``start`` and ``stop`` are called once each.
 
     ``on_opened`` is called with the id of a reception before anything comes into it, ``on_ended`` once nothing more
-    will, with whether its sender said that it was complete; from several threads.
+    will, with whether its sender said that it was complete; from several threads. What its processes count is added to
+    ``tally``.
     """
 
     def __init__(
@@ -47,12 +50,16 @@ class Receiver:
         *,
         on_ended: Callable[[str, bool], None],
         on_opened: Callable[[str], None] = lambda _: None,
+        tally: Tally | None = None,
     ) -> None:
         self._settings = settings
         self._on_ended = on_ended
         self._on_opened = on_opened
+        self._tally = tally or Tally()
+        self.restart_count = 0
+        """How many processes were started in place of one that died."""
         self._listening: list[_Door] = []
-        self._processes: list[_Process] = []
+        self._processes: list[ReceivingProcess] = []
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
 
@@ -72,6 +79,15 @@ class Receiver:
     def open_connections(self) -> int:
         """How many connections are served at this moment."""
         return sum(len(process.connections) for process in self._processes)
+
+    def is_listening(self) -> bool:
+        """Tell whether a connection would be accepted, and served."""
+        return (
+            bool(self._threads)
+            and not self._stopping.is_set()
+            and self._threads[0].is_alive()
+            and any(process.is_alive for process in self._processes)
+        )
 
     def start(self) -> None:
         """Begin to listen. Raises ``StartError`` where an address cannot be had, or TLS not be spoken."""
@@ -162,23 +178,38 @@ class Receiver:
             if self._stopping.is_set():
                 return
             self._processes[place] = self._new_process()
+            self.restart_count += 1
 
-    def _new_process(self) -> _Process:
-        return _Process(self._settings, on_ended=self._on_ended, on_opened=self._on_opened)
+    def _new_process(self) -> ReceivingProcess:
+        return ReceivingProcess(
+            "dicom_gateway.receiving_process",
+            introduce=self._introduce,
+            lock=self._settings.lock,
+            on_ended=self._on_ended,
+            on_opened=self._on_opened,
+            tally=self._tally,
+        )
+
+    def _introduce(self, channel: ProcessChannel) -> None:
+        channel.send("settings", **self._settings.model_dump(mode="json"))
 
 
-class _Process:
-    """A receiving process, and what is known of it."""
+class ReceivingProcess:
+    """A receiving process, and what is known of it. ``introduce`` sends it its settings."""
 
     def __init__(
         self,
-        settings: ReceiverSettings,
+        module: str,
         *,
+        introduce: Callable[[ProcessChannel], None],
+        lock: int | None,
         on_ended: Callable[[str, bool], None],
         on_opened: Callable[[str], None],
+        tally: Tally,
     ) -> None:
         self._on_ended = on_ended
         self._on_opened = on_opened
+        self._tally = tally
         self._receptions: set[str] = set()
         self._numbers = 0
         self._lock = threading.Lock()
@@ -187,18 +218,23 @@ class _Process:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own module
-                [sys.executable, "-m", "dicom_gateway.receiving_process", str(theirs.fileno())],
-                pass_fds=[theirs.fileno(), *([] if settings.lock is None else [settings.lock])],
+                [sys.executable, "-m", module, str(theirs.fileno())],
+                pass_fds=[theirs.fileno(), *([] if lock is None else [lock])],
                 stdin=subprocess.DEVNULL,
                 env=_environment(),
             )
         self._channel = ProcessChannel(ours)
-        self._channel.send("settings", **settings.model_dump(mode="json"))
+        introduce(self._channel)
 
     @property
     def pid(self) -> int:
         """The process's number."""
         return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.poll() is None
 
     def wait_until_ready(self, *, deadline: float) -> None:
         """Wait until it serves. Raises ``StartError`` where it does not."""
@@ -272,6 +308,8 @@ class _Process:
         elif message.kind == "closed":
             with self._lock:
                 self.connections.pop(values["number"], None)
+        elif message.kind == TALLY_KIND:
+            take_counts(values, self._tally)
         elif message.kind == "log":
             logger = logging.getLogger(values["name"])
             if logger.isEnabledFor(values["level"]):

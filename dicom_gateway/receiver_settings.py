@@ -36,5 +36,9 @@ class ReceiverSettings(BaseModel):
     pynetdicom_log_level: str = "standard"
     is_fast: bool = True
     """Whether C-STOREs take the path of ``fast_store``, or pynetdicom's."""
+    commitments: Path | None = None
+    """Where requests for storage commitment are kept; None where there is no answer to them."""
+    ledger: Path | None = None
+    """By which committed instances are found."""
     lock: int | None = None
     """A descriptor that the processes inherit: whoever it locks out waits until they are gone."""

@@ -16,6 +16,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
+from dicom_gateway.commitment_folder import CommitmentFolder
+from dicom_gateway.commitment_scp import Commitment
+from dicom_gateway.committed_instances import CommittedInstances
 from dicom_gateway.entity import configure_pynetdicom_logging, make_entity
 from dicom_gateway.peers import Rejection
 from dicom_gateway.process_channel import ProcessChannel
@@ -23,6 +26,8 @@ from dicom_gateway.receiver_settings import ReceiverSettings
 from dicom_gateway.reception import Reception
 from dicom_gateway.serving import Serving
 from dicom_gateway.spool import Spool
+from dicom_gateway.tally import Tally
+from dicom_gateway.telling_counts import TellingCounts
 from dicom_gateway.tls import server_context
 from flows_engine.handoff.run_request import Sender
 
@@ -30,7 +35,7 @@ _LONGEST_LOG_LINE: Final = 4000
 _LOGGED: Final = ("action", "reception")
 
 
-class _ToTheGateway(logging.Handler):
+class ToTheGateway(logging.Handler):
     """Has the gateway log what this process has to say."""
 
     def __init__(self, channel: ProcessChannel) -> None:
@@ -44,7 +49,7 @@ class _ToTheGateway(logging.Handler):
         self._channel.send("log", name=record.name, level=record.levelno, text=text, extra=extra)
 
 
-class _Receptions:
+class ToldReceptions:
     """The spool, and word to the gateway of what is in it."""
 
     def __init__(self, spool: Spool, channel: ProcessChannel) -> None:
@@ -52,12 +57,14 @@ class _Receptions:
         self._channel = channel
 
     def open(self, *, sender: Sender, called_ae_title: str) -> Reception:
+        """Return the place for the instances of one association that begins now."""
         reception = self._spool.open(sender=sender, called_ae_title=called_ae_title, received_at=datetime.now(UTC))
         # Before it is on disk: when this process dies, the gateway knows whose files these are.
         self._channel.send("opened", reception=reception.id)
         return reception
 
     def ended(self, reception_id: str, *, complete: bool) -> None:
+        """Tell that nothing more will come into a reception."""
         self._channel.send("ended", reception=reception_id, complete=complete)
 
 
@@ -70,23 +77,38 @@ def main(descriptor: int) -> None:
     if message is None:
         return
     settings = ReceiverSettings.model_validate(message.values)
-    logging.basicConfig(level=settings.log_level, handlers=[_ToTheGateway(channel)])
+    logging.basicConfig(level=settings.log_level, handlers=[ToTheGateway(channel)])
     configure_pynetdicom_logging(settings.pynetdicom_log_level)
     spool = Spool(settings.spool, durability=settings.durability, room=settings.room, on_conflict=settings.on_conflict)
+    tally = Tally()
+    counts = TellingCounts(tally, channel)
     serving = Serving(
         make_entity(settings.ae_title),
-        _Receptions(spool, channel),
+        ToldReceptions(spool, channel),
         peers=settings.peers,
         tls=server_context(settings.tls) if settings.tls is not None else None,
         is_fast=settings.is_fast,
+        tally=tally,
+        commitment=_commitment(settings),
     )
     channel.send("ready")
-    _serve(channel, serving)
+    counts.start()
+    _serve(channel, serving, counts)
+    counts.tell()
     # At once, whatever threads there are: all that was acknowledged is on disk. Another gateway may be waiting.
     os._exit(0)
 
 
-def _serve(channel: ProcessChannel, serving: Serving) -> None:
+def _commitment(settings: ReceiverSettings) -> Commitment | None:
+    if settings.commitments is None or settings.ledger is None:
+        return None
+    return Commitment(
+        CommitmentFolder(settings.commitments),
+        CommittedInstances(settings.spool.parent, ledger=settings.ledger, durability=settings.durability),
+    )
+
+
+def _serve(channel: ProcessChannel, serving: Serving, counts: TellingCounts) -> None:
     while (message := channel.receive()) is not None:
         if message.kind == "stop":
             serving.stop(grace_seconds=float(message.values["grace_seconds"]))
@@ -97,8 +119,13 @@ def _serve(channel: ProcessChannel, serving: Serving) -> None:
                 socket.socket(fileno=message.descriptor),
                 is_secure=message.values["is_secure"],
                 rejection=Rejection(**rejection) if rejection else None,
-                on_end=partial(channel.send, "closed", number=message.values["number"]),
+                on_end=partial(_closed, channel, counts, number=message.values["number"]),
             )
+
+
+def _closed(channel: ProcessChannel, counts: TellingCounts, *, number: int) -> None:
+    counts.tell()
+    channel.send("closed", number=number)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from dicom_gateway import durable_files
 from dicom_gateway.disk_room import DiskRoom
 from dicom_gateway.errors import InstanceRefusedError, SpoolFullError
 from dicom_gateway.file_meta import file_meta
-from flows_engine.handoff.header import UnreadableError
+from flows_engine.handoff.header import Header, UnreadableError, read_header
 from flows_engine.handoff.header_file import read_open_file_header
 from flows_engine.handoff.run_request import Sender
 
@@ -42,7 +42,10 @@ INCOMING_NAME: Final = "incoming"
 RELEASED_NAME: Final = "released"
 
 _SOP_INSTANCE_UID: Final = 0x00080018
+_STUDY_INSTANCE_UID: Final = 0x0020000D
 _UID_STANDS_WITHIN_BYTES: Final = 4096
+_LOOKED_AT_BYTES: Final = 64 * 1024
+"""What is kept of a data set in memory, to be looked at without its file. Many are no longer."""
 _DUPLICATE_SOP_INSTANCE: Final = 0x0111  # PS3.7 C.4.3
 _COMPARED_BYTES: Final = 1024 * 1024
 _MOST_OF_ONE_UID: Final = 10_000
@@ -102,8 +105,18 @@ class Reception:
         """Whether anything of it is on disk."""
         return self._descriptor is not None
 
-    def begin(self, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> IncomingInstance:
-        """Begin a file. The UIDs are those of the C-STORE command, and known to be UIDs. Raises ``SpoolFullError``."""
+    def begin(
+        self,
+        *,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        transfer_syntax_uid: str,
+        study_instance_uid: str | None = None,
+    ) -> IncomingInstance:
+        """Begin a file. The UIDs are those of the C-STORE command, and known to be UIDs. Raises ``SpoolFullError``.
+
+        With ``study_instance_uid``, the instance is refused unless it has that one.
+        """
         if self._room is not None and not self._room.is_left():
             raise SpoolFullError("the disk has no room left but what is to stay free")
         try:
@@ -124,6 +137,7 @@ class Reception:
             ),
             is_synced=self.durability == "instance",
             must_not_differ=self._rejects_conflicts and name != f"{sop_instance_uid}.dcm",
+            study_instance_uid=study_instance_uid,
         )
 
     def seal(self) -> None:
@@ -187,6 +201,7 @@ class IncomingInstance:
         head: bytes,
         is_synced: bool,
         must_not_differ: bool = False,
+        study_instance_uid: str | None = None,
     ) -> None:
         self._must_not_differ = must_not_differ
         self._folder = folder
@@ -197,6 +212,7 @@ class IncomingInstance:
         self._head: bytes = head
         self._first = b""
         self._is_synced = is_synced
+        self._study_instance_uid = study_instance_uid
         self.size_bytes = 0
         """How much of the data set has been written."""
 
@@ -205,7 +221,7 @@ class IncomingInstance:
         try:
             if self._head:
                 head, self._head = self._head, b""
-                self._first = bytes(fragment[:_UID_STANDS_WITHIN_BYTES])
+                self._first = bytes(fragment[:_LOOKED_AT_BYTES])
                 written = os.writev(self._descriptor, (head, fragment)) - len(head)
                 if written < 0:
                     _write_all(self._descriptor, memoryview(head)[written:])
@@ -225,7 +241,7 @@ class IncomingInstance:
         When files are synced, the whole data set is checked before; else only that its UID is that of the command.
         """
         try:
-            if self._is_synced or not self._has_its_uid():
+            if self._is_synced or self._study_instance_uid is not None or not self._has_its_uid():
                 self._check()
             if self._must_not_differ:
                 self._check_against_the_first()
@@ -264,7 +280,7 @@ class IncomingInstance:
             element = b"\0\x08\0\x18UI" + length.to_bytes(2, "big")
         else:
             element = b"\x08\0\x18\0UI" + length.to_bytes(2, "little")
-        return element + value in self._first
+        return self._first.find(element + value, 0, _UID_STANDS_WITHIN_BYTES) >= 0
 
     def _check(self) -> None:
         if not self.size_bytes:
@@ -272,12 +288,19 @@ class IncomingInstance:
         deflated = self._transfer_syntax_uid == DeflatedExplicitVRLittleEndian
         try:
             with _ONE_INFLATED_AT_A_TIME if deflated else nullcontext():
-                header = read_open_file_header(self._descriptor)
+                header = self._header()
         except UnreadableError as error:
             raise InstanceRefusedError(f"the data set cannot be read: {error}", status=0xC000) from None
         if header.text(_SOP_INSTANCE_UID) != self._sop_instance_uid:
             reason = "the data set has no SOP Instance UID, or another one than the command"
             raise InstanceRefusedError(reason, status=0xA900)
+        if self._study_instance_uid not in (None, header.text(_STUDY_INSTANCE_UID)):
+            raise InstanceRefusedError("the data set is of another study than the request", status=0xA900)
+
+    def _header(self) -> Header:
+        if self.size_bytes == len(self._first):
+            return read_header(self._first, transfer_syntax_uid=self._transfer_syntax_uid)
+        return read_open_file_header(self._descriptor)
 
     def _check_against_the_first(self) -> None:
         first = os.open(f"{self._sop_instance_uid}.dcm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)

@@ -19,11 +19,13 @@ from pynetdicom.events import Event
 
 from dicom_gateway import handlers
 from dicom_gateway.association_store import AssociationStore
+from dicom_gateway.commitment_scp import Commitment
 from dicom_gateway.entity import NEGOTIATION_SECONDS, SILENCE_SECONDS, UNFINISHED_SECONDS
 from dicom_gateway.fast_store import FastStore, Patience
 from dicom_gateway.peers import PeerRules, Rejection
 from dicom_gateway.reception import Reception
 from dicom_gateway.takeover import StoreAssociation, accept_association, transfer_syntaxes
+from dicom_gateway.tally import Tally
 from flows_engine.handoff.run_request import Sender
 
 _log = logging.getLogger(__name__)
@@ -60,6 +62,8 @@ class Serving:
         peers: PeerRules | None = None,
         tls: ssl.SSLContext | None = None,
         is_fast: bool = True,
+        tally: Tally | None = None,
+        commitment: Commitment | None = None,
     ) -> None:
         self._entity = entity
         self._peers = peers or PeerRules()
@@ -67,6 +71,8 @@ class Serving:
         self._receptions = receptions
         self._tls = tls
         self._is_fast = is_fast
+        self._tally = tally or Tally()
+        self._commitment = commitment
         self._lock = threading.Lock()
         self._open: dict[threading.Thread, _Connection] = {}
         self._stopping = False
@@ -138,10 +144,13 @@ class _Connection:
         try:
             _set_up(self._connection)
             if self._is_secure and not self._shake_hands():
+                self._serving._tally.refused("handshake")
                 return
             request = self._request()
             if request is not None:
                 self._serve(request)
+            else:
+                self._serving._tally.refused("no-request")
         finally:
             with suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)
@@ -211,14 +220,23 @@ class _Connection:
             opened.append(reception)
             return reception
 
-        store = AssociationStore(open_reception)
+        store = AssociationStore(open_reception, stored_whole=serving._tally.answered)
         handlers.bind(association, store)
         association.bind(evt.EVT_REQUESTED, self._on_requested)
-        association.take(make_path=lambda _: self._path(association, store), before_release=store.seal)
+        commitment = serving._commitment.on(association, lambda: _sender(association)) if serving._commitment else None
+        association.take(
+            make_path=lambda _: self._path(association, store),
+            before_release=store.seal,
+            after_request=commitment.answer if commitment else lambda: None,
+        )
         self._association = association
         association.start()
         association.join()
         store.close()
+        if commitment is not None:
+            commitment.close()
+        if association.is_rejected:
+            serving._tally.refused("negotiation")
         for reception in opened:
             serving._receptions.ended(reception.id, complete=association.is_released)
 
@@ -239,6 +257,7 @@ class _Connection:
 
     def _path(self, association: StoreAssociation, store: AssociationStore) -> FastStore | None:
         store.transfer_syntaxes = transfer_syntaxes(association)
+        self._serving._tally.accepted()
         if not self._serving._is_fast:
             return None
         return FastStore(
@@ -247,6 +266,7 @@ class _Connection:
             begin=store.begin,
             is_ended=lambda: association.is_over,
             patience=_PATIENCE,
+            answered=self._serving._tally.answered,
         )
 
 

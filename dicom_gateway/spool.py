@@ -16,6 +16,7 @@ import os
 import shutil
 import stat
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -135,18 +136,29 @@ class Spool:
         folder = self.root / reception_id
         return folder.is_dir() and bool(_folders(folder))
 
+    def origin(self, reception_id: str) -> Origin | None:
+        """Return who sent it, and since when; None where that is not known, or it is gone."""
+        try:
+            return Origin.model_validate_json((self.root / reception_id / RECEPTION_NAME).read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValidationError):
+            return None
+
     def sender(self, reception_id: str) -> str:
         """Return the AE title of who sent it."""
         return _origin(self.root / reception_id).sender.ae_title if (self.root / reception_id).is_dir() else ""
 
     def names(self, reception_id: str, *, but: Collection[str] = ()) -> Iterator[str]:
         """Yield the names of its whole instances, but those of ``but``. They are opaque, and begin with the UID."""
-        incoming = self.root / reception_id / INCOMING_NAME
-        if incoming.is_dir():
-            with os.scandir(incoming) as entries:
-                for entry in list(entries):
-                    if entry.name not in but and entry.stat(follow_symlinks=False).st_mode & _WHOLE:
-                        yield entry.name
+        try:
+            with os.scandir(self.root / reception_id / INCOMING_NAME) as entries:
+                found = list(entries)
+        except FileNotFoundError:
+            return
+        for entry in found:
+            # What is gone meanwhile was half, and discarded.
+            with suppress(FileNotFoundError):
+                if entry.name not in but and entry.stat(follow_symlinks=False).st_mode & _WHOLE:
+                    yield entry.name
 
     def headers(self, reception_id: str, *, but: Collection[str] = ()) -> Iterator[tuple[str, Header]]:
         """Yield each of its whole instances with its header; one without elements where it cannot be read."""

@@ -23,6 +23,7 @@ from typing import Final, Protocol
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.pdu_primitives import A_RELEASE
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
@@ -140,14 +141,46 @@ class StoreAssociation(Association):
     _path: StorePath | None = None
     _before_release: Callable[[], bool]
     _make_path: Callable[[Association], StorePath | None]
+    _after_request: Callable[[], None]
 
-    def take(self, *, make_path: Callable[[Association], StorePath | None], before_release: Callable[[], bool]) -> None:
+    def take(
+        self,
+        *,
+        make_path: Callable[[Association], StorePath | None],
+        before_release: Callable[[], bool],
+        after_request: Callable[[], None] = lambda: None,
+    ) -> None:
         """Set what serves the C-STOREs once the association is established; without a path, pynetdicom does.
 
         ``before_release`` is called before a release is answered; where it is False, the association is aborted.
+        ``after_request`` is called after the response to anything that is no C-STORE, and may ``ask``.
         """
         self._make_path = make_path
         self._before_release = before_release
+        self._after_request = after_request
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the peer has begun to release or to abort the association, or it is over."""
+        return self.is_over or not self.dul.is_alive() or self.dul.peek_next_pdu() is not None
+
+    def ask(self, request: N_EVENT_REPORT, *, context_id: int, timeout_seconds: float) -> N_EVENT_REPORT | None:
+        """Send a request to the peer, and return its response; None where it does not come.
+
+        Only from ``after_request``. What else comes meanwhile is served.
+        """
+        self.dimse.send_msg(request, context_id)
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            came_in, message = self.dimse.get_msg(block=False)
+            if message is None:
+                if self.is_leaving or time.monotonic() > deadline:
+                    return None
+                time.sleep(_STEP_SECONDS)
+            elif isinstance(message, N_EVENT_REPORT) and message.MessageIDBeingRespondedTo == request.MessageID:
+                return message
+            else:
+                self._serve_request(message, came_in or 0)
 
     @property
     def is_over(self) -> bool:
@@ -195,6 +228,9 @@ class StoreAssociation(Association):
             context_id, message = self.dimse.get_msg(block=False)
             if message is not None:
                 self._serve_request(message, context_id or 0)
+                transport.let()
+                self._after_request()
+                transport.hold()
                 continue
             if self._kill or not self.dul.is_alive() or self.dul.peek_next_pdu() is not None:
                 transport.let()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*\Z")
@@ -15,6 +16,12 @@ def is_uid(text: str | None) -> bool:
     A component with leading zeros is let pass: scanners send it, and it harms nobody.
     """
     return text is not None and len(text) <= _LONGEST_UID and _UID.match(text) is not None
+
+
+@lru_cache(maxsize=256)
+def sent_sop_class_uid(sent: bytes) -> str | None:
+    """Return the same of a SOP Class UID, of which a sender has few."""
+    return sent_uid(sent)
 
 
 def sent_uid(sent: bytes) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from flows_engine.handoff.study_store import StudyRecord
 
 _NAME: Final = "uid-key"
 _KEY_BYTES: Final = 32
+_INSTANCE_HASH_BYTES: Final = 16
 _STUDY_INSTANCE_UID: Final = "0020000D"
 
 
@@ -35,6 +37,14 @@ class UidKey:
     def hash_of(self, uid: str) -> str:
         """Return a UID as the ledger knows it."""
         return hmac.digest(self._key, uid.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()
+
+    def instance_hash(self, uid: str) -> bytes:
+        """Return a SOP Instance UID as the ledger's index knows it: shorter, since there are many."""
+        return hmac.digest(self._key, uid.encode("ascii"), hashlib.sha256)[:_INSTANCE_HASH_BYTES]
+
+    def instance_hashes(self, uids: Iterable[str]) -> frozenset[bytes]:
+        """Return several of them."""
+        return frozenset(map(self.instance_hash, uids))
 
     def hashes_of(self, record: StudyRecord) -> frozenset[str]:
         """Return the StudyInstanceUIDs of a study as the ledger knows them: one association may carry several."""

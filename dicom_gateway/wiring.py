@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from dicom_gateway.commitment_folder import CommitmentFolder
+from dicom_gateway.commitment_reports import CommitmentReports
+from dicom_gateway.committed_instances import CommittedInstances
 from dicom_gateway.completeness import Waiting
 from dicom_gateway.data_dir_lock import DataDirLock
 from dicom_gateway.disk_room import DiskRoom
-from dicom_gateway.durable_files import PRIVATE_FOLDER
+from dicom_gateway.durable_files import PRIVATE_FOLDER, spread_folders
 from dicom_gateway.errors import StartError
+from dicom_gateway.instance_filling import InstanceFilling
 from dicom_gateway.intake import Intake
 from dicom_gateway.interfaces import Definitions, RunTrigger
 from dicom_gateway.ledger import Ledger
+from dicom_gateway.metrics import GatewayMetrics
 from dicom_gateway.open_groups import OpenGroups
 from dicom_gateway.outbox import Outbox
 from dicom_gateway.peers import AssociationLimits, PeerRules, parse_peer_rule
+from dicom_gateway.readiness import Readiness
 from dicom_gateway.receiver import Receiver
 from dicom_gateway.receiver_settings import ReceiverSettings
+from dicom_gateway.seeing_door import SeeingDoor
 from dicom_gateway.spool import Spool
+from dicom_gateway.stow_credentials import StowCredentials
+from dicom_gateway.stow_receiver import StowReceiver, StowSettings
+from dicom_gateway.tally import Tally
 from dicom_gateway.tls import TlsFiles
 from dicom_gateway.uid_filling import UidFilling
 from dicom_gateway.uid_key import make_uid_key
@@ -38,12 +49,26 @@ class Gateway:
     """A gateway that can be started and stopped once each."""
 
     def __init__(
-        self, *, lock: DataDirLock, receiver: Receiver, intake: Intake, ledger: Ledger, uid_filling: UidFilling
+        self,
+        *,
+        lock: DataDirLock,
+        receiver: Receiver,
+        intake: Intake,
+        ledger: Ledger,
+        uid_filling: UidFilling,
+        instance_filling: InstanceFilling,
+        commitment_reports: CommitmentReports,
+        seeing_door: SeeingDoor | None,
+        stow: StowReceiver | None,
     ) -> None:
         self._lock = lock
         self._receiver = receiver
         self._intake = intake
         self._uid_filling = uid_filling
+        self._instance_filling = instance_filling
+        self._commitment_reports = commitment_reports
+        self._seeing_door = seeing_door
+        self._stow = stow
         self.ledger = ledger
 
     @property
@@ -56,24 +81,48 @@ class Gateway:
         """The second port, that TLS is spoken on. Only after ``start``, and where there is one."""
         return self._receiver.tls_port
 
+    @property
+    def metrics_port(self) -> int | None:
+        """The port of ``/healthz``, ``/readyz`` and ``/metrics``, None where they are off. Only after ``start``."""
+        return None if self._seeing_door is None else self._seeing_door.port
+
+    @property
+    def stow_port(self) -> int | None:
+        """The port on which studies are taken over HTTP, None where they are not. Only after ``start``."""
+        return None if self._stow is None else self._stow.port
+
     def start(self) -> None:
         """Carry on with what an earlier gateway left, then listen. Raises ``StartError``, and then nothing runs."""
-        self._intake.start()
         try:
+            # First: to carry on may take a while, and whoever asks hears meanwhile that nothing is received yet.
+            if self._seeing_door is not None:
+                self._seeing_door.start()
+            self._intake.start()
             self._receiver.start()
+            if self._stow is not None:
+                self._stow.start()
         except StartError:
+            self._receiver.stop(grace_seconds=0)
             self._close()
             raise
         self._uid_filling.start()
+        self._instance_filling.start()
+        self._commitment_reports.start()
 
     def stop(self, *, grace_seconds: float = _GRACE_SECONDS) -> None:
         """Take no more associations, let open ones end or end them, commit what they sent, and stop."""
+        if self._stow is not None:
+            self._stow.stop(grace_seconds=grace_seconds)
         self._receiver.stop(grace_seconds=grace_seconds)
         self._close()
 
     def _close(self) -> None:
+        self._commitment_reports.stop()
         self._intake.stop()
         self._uid_filling.stop()
+        self._instance_filling.stop()
+        if self._seeing_door is not None:
+            self._seeing_door.stop()
         self.ledger.close()
         self._lock.release()
 
@@ -83,7 +132,8 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
     data_dir = settings.data_dir
     layout = Layout(settings.tar_subdir)
     peers, tls = _peer_rules(settings), _tls_files(settings)
-    spool_root, store_root = _make_folders(data_dir)
+    credentials = _stow_credentials(settings)
+    spool_root, store_root, commitments = _make_folders(data_dir)
     lock = DataDirLock(data_dir)
     lock.acquire()
     try:
@@ -111,6 +161,16 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
         ),
         late_arrival=None if settings.group_by == "association" else settings.late_arrival,
     )
+
+    def on_ended(reception_id: str, complete: bool) -> None:  # as receivers call it
+        intake.finish(reception_id, complete=complete)
+
+    room = DiskRoom(
+        folder=spool_root,
+        reserve_bytes=settings.disk_reserve_bytes,
+        watermark_percent=settings.disk_watermark_percent,
+    )
+    tallies = {"dicom": Tally(), "stow": Tally()}
     receiver = Receiver(
         ReceiverSettings(
             ae_title=settings.ae_title,
@@ -121,24 +181,99 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
             spool=spool_root,
             durability=settings.durability,
             on_conflict=settings.on_conflict,
-            room=DiskRoom(
-                folder=spool_root,
-                reserve_bytes=settings.disk_reserve_bytes,
-                watermark_percent=settings.disk_watermark_percent,
-            ),
+            room=room,
             peers=peers,
             limits=AssociationLimits(in_all=settings.max_associations, of_one_peer=settings.max_associations_per_peer),
             processes=settings.receiver_processes,
             log_level=settings.log_level,
             pynetdicom_log_level=settings.pynetdicom_log_level,
             is_fast=settings.c_store_path == "fast",
+            commitments=commitments,
+            ledger=data_dir / LEDGER_NAME,
             lock=lock.descriptor,
         ),
         on_opened=intake.opened,
-        on_ended=lambda reception_id, complete: intake.finish(reception_id, complete=complete),
+        on_ended=on_ended,
+        tally=tallies["dicom"],
     )
+    stow = None
+    if settings.stow_port is not None:
+        stow = StowReceiver(
+            StowSettings(
+                hostname=settings.stow_hostname,
+                port=settings.stow_port,
+                ae_title=settings.ae_title,
+                spool=spool_root,
+                credentials=credentials,
+                durability=settings.durability,
+                on_conflict=settings.on_conflict,
+                room=room,
+                log_level=settings.log_level,
+                lock=lock.descriptor,
+            ),
+            on_opened=intake.opened,
+            on_ended=on_ended,
+            tally=tallies["stow"],
+        )
     uid_filling = UidFilling(ledger=ledger, store=store, uid_key=uid_key)
-    return Gateway(lock=lock, receiver=receiver, intake=intake, ledger=ledger, uid_filling=uid_filling)
+    return Gateway(
+        lock=lock,
+        receiver=receiver,
+        intake=intake,
+        ledger=ledger,
+        uid_filling=uid_filling,
+        instance_filling=InstanceFilling(ledger=ledger, store=store, uid_key=uid_key),
+        commitment_reports=CommitmentReports(
+            CommitmentFolder(commitments),
+            CommittedInstances(data_dir, ledger=data_dir / LEDGER_NAME, durability=settings.durability),
+            ae_title=settings.ae_title,
+            peers=settings.commitment_peers,
+        ),
+        seeing_door=_seeing_door(settings, receiver=receiver, stow=stow, tallies=tallies),
+        stow=stow,
+    )
+
+
+def _stow_credentials(settings: SiteSettings) -> StowCredentials:
+    """Return who may send over HTTP. Raises ``StartError`` where that would be nobody, or everybody by mistake."""
+    token, password = settings.stow_token, settings.stow_password
+    if (settings.stow_user is None) != (password is None):
+        raise StartError("STOW_USER, STOW_PASSWORD: one is set without the other; set both, or neither")
+    if settings.stow_port is not None and not (token or password or settings.stow_anonymous):
+        raise StartError(
+            "STOW_PORT: nobody may send there; set STOW_TOKEN, or STOW_USER and STOW_PASSWORD, or STOW_ANONYMOUS: true"
+        )
+    return StowCredentials(
+        token=token.get_secret_value() if token else None,
+        user=settings.stow_user,
+        password=password.get_secret_value() if password else None,
+        is_anonymous=settings.stow_anonymous,
+    )
+
+
+def _seeing_door(
+    settings: SiteSettings, *, receiver: Receiver, stow: StowReceiver | None, tallies: Mapping[str, Tally]
+) -> SeeingDoor | None:
+    if settings.metrics_port is None:
+        return None
+    doors: dict[str, Receiver | StowReceiver] = {"AE_PORT": receiver}
+    if stow is not None:
+        doors["STOW_PORT"] = stow
+    ledger, spool = settings.data_dir / LEDGER_NAME, settings.data_dir / "spool"
+    return SeeingDoor(
+        hostname=settings.metrics_hostname,
+        port=settings.metrics_port,
+        reasons_against=Readiness(
+            doors={setting: door.is_listening for setting, door in doors.items()}, spool=spool, ledger=ledger
+        ).reasons_against,
+        metrics=GatewayMetrics(
+            tallies=tallies,
+            open_connections=lambda: receiver.open_connections,
+            restart_count=lambda: sum(door.restart_count for door in doors.values()),
+            ledger=ledger,
+            data_dir=settings.data_dir,
+        ),
+    )
 
 
 def open_ledger(data_dir: Path) -> Ledger:
@@ -180,12 +315,13 @@ def _tls_files(settings: SiteSettings) -> TlsFiles | None:
     )
 
 
-def _make_folders(data_dir: Path) -> tuple[Path, Path]:
-    spool_root, store_root = data_dir / "spool", data_dir / "studies"
+def _make_folders(data_dir: Path) -> tuple[Path, Path, Path]:
+    folders = (data_dir / "spool", data_dir / "studies", data_dir / "commitments")
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        for folder in (spool_root, store_root):
+        for folder in folders:
             folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+        spread_folders(folders[0])
     except OSError as error:
         raise StartError(f"DATA_DIR: {data_dir} cannot be used: {error.strerror}") from error
-    return spool_root, store_root
+    return folders

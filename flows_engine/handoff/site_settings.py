@@ -21,6 +21,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     ValidationInfo,
     field_serializer,
@@ -38,8 +39,11 @@ from flows_engine.handoff.engine_address import DEFAULT_ENGINE_URL, EngineAddres
 
 _INSTALLED: Final = Path("/opt/DicomFlow")
 _CONF_DIR: Final = _INSTALLED / "conf.d"
+_ADDRESS: Final = re.compile(r"[^\s:]+:[0-9]{1,5}|\[[0-9a-fA-F:.]+\]:[0-9]{1,5}")
 _BLOCK_NAME: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_SHORTEST_SECRET: Final = 12
 _GPU_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:/-]{0,79}")
+_SECRETS: Final = {"STOW_TOKEN", "STOW_PASSWORD"}
 
 
 class SettingsError(ValueError):
@@ -133,6 +137,44 @@ def _log_level(value: object) -> object:
     return names.get(value.upper(), value) if isinstance(value, str) else value
 
 
+def _addresses_by_ae_title(value: object) -> object:
+    """Return a mapping, which JSON may hold, of AE titles to ``host:port``."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "{}")
+        except (json.JSONDecodeError, RecursionError):
+            raise ValueError("is no mapping; write it as in {PACS: 'pacs.hospital:104'}") from None
+    if not isinstance(value, Mapping):
+        raise ValueError("is no mapping; write it as in {PACS: 'pacs.hospital:104'}")  # noqa: TRY004  # as above
+    for title, address in value.items():
+        if not (isinstance(title, str) and 0 < len(title.strip()) <= 16 and title.isascii() and title.isprintable()):
+            raise ValueError("a key is no AE title")
+        if not (isinstance(address, str) and _ADDRESS.fullmatch(address) and int(address.rpartition(":")[2]) < 65536):
+            raise ValueError(f"the address of {title} is not host:port")
+    return {title.strip(): address for title, address in value.items()}
+
+
+def _secret(value: object) -> object:
+    """Return a secret that may stand in a header. What is wrong with one is said without it."""
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str | SecretStr):
+        raise ValueError("is not text; write it between quotes")  # noqa: TRY004  # what pydantic takes for a finding
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if len(text) < _SHORTEST_SECRET:
+        raise ValueError(f"is shorter than {_SHORTEST_SECRET} characters")
+    if not text.isascii() or not text.isprintable() or text != text.strip():
+        raise ValueError("holds characters other than the visible ones of ASCII")
+    return text
+
+
+def _user_name(name: str | None) -> str | None:
+    if name is not None and (":" in name or not name.isprintable()):
+        raise ValueError("holds a colon, or characters that cannot be seen")
+    return name
+
+
+Secret = Annotated[SecretStr | None, BeforeValidator(_secret)]
 Folder = Annotated[Path, BeforeValidator(_absolute)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
@@ -220,6 +262,21 @@ class SiteSettings(BaseModel):
     ``cap_add``. Asked where a flow is read, and again by the worker on whose host it runs."""
     incomplete: Literal["hold", "process"] = "hold"
     """What becomes of a study whose last association did not end by a release, once it has waited."""
+    commitment_peers: Annotated[Mapping[str, str], BeforeValidator(_addresses_by_ae_title)] = Field(
+        default_factory=dict
+    )
+    """Where a peer takes reports on storage commitment that come after its association: ``host:port`` by AE title."""
+    metrics_hostname: str = "localhost"
+    metrics_port: Annotated[int | None, BeforeValidator(_none_if_empty)] = Field(default=None, ge=0, le=65535)
+    """Where ``/healthz``, ``/readyz`` and ``/metrics`` are answered. Default: nowhere."""
+    stow_hostname: str = "localhost"
+    stow_port: Annotated[int | None, BeforeValidator(_none_if_empty)] = Field(default=None, ge=0, le=65535)
+    """Where studies are taken over HTTP (DICOMweb STOW-RS). Default: nowhere."""
+    stow_token: Secret = None
+    stow_user: Annotated[str | None, BeforeValidator(_none_if_empty), AfterValidator(_user_name)] = None
+    stow_password: Secret = None
+    stow_anonymous: bool = False
+    """Whether whoever reaches ``STOW_PORT`` may send."""
     send_retry_delays_seconds: Annotated[tuple[Seconds, ...], BeforeValidator(_words), Field(max_length=50)] = (
         5.0,
         30.0,
@@ -257,7 +314,13 @@ class SiteSettings(BaseModel):
     def as_environment(self) -> dict[str, str]:
         """Return the settings as environment variables, for a process that is to have the same."""
         values = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return {name: json.dumps(value) if isinstance(value, list) else str(value) for name, value in values.items()}
+        # A dump has stars in their place.
+        for name, value in self:
+            if isinstance(value, SecretStr):
+                values[name.upper()] = value.get_secret_value()
+        return {
+            name: json.dumps(value) if isinstance(value, list | dict) else str(value) for name, value in values.items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,6 +407,8 @@ class _Reading:
             for details in error.errors(include_url=False):
                 name = str(details["loc"][0])
                 origin = self._origins.get(name, "default")
+                if name in _SECRETS:
+                    details["input"] = None  # which the reason would quote
                 self._problems.append(f"{origin}: {name}: {reason(details)}")
         if self._problems:
             raise SettingsError("\n".join(self._problems))

@@ -26,7 +26,7 @@ PLANTED = {
     "flows_engine/definition/errors.py": "import flows_engine.definition.schema",
     "flows_engine/definition/naming.py": "import subprocess\nimport yaml",
     "flows_engine/handoff/decoding.py": "import flows_engine.handoff.header",
-    "flows_engine/interfaces.py": "import prefect\nimport pynvml\nimport typer",
+    "flows_engine/interfaces.py": "import prefect\nimport pynvml\nimport typer\nimport uvicorn",
     "flows_engine/worker/zygote.py": "import flows_engine.worker.warm_start",
     "dicom_gateway/errors.py": "import docker\nimport flows_engine.docker_runner\nimport dicom_gateway.intake",
     "deployments/plan.py": "import deployments.apply\nimport pynetdicom",

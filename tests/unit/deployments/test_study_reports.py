@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
 
 from deployments.study_reports import print_explanation, print_studies
+from dicom_gateway.completeness import Waiting
 from dicom_gateway.ledger import Decision, ReprocessedRun
-from flows_engine.handoff.run_request import RunRequest
+from dicom_gateway.open_groups import OpenGroups
+from dicom_gateway.spool import Spool
+from flows_engine.handoff.run_request import RunRequest, Sender
 from flows_engine.handoff.study_store import StudyNotFoundError
 from tests.factories import CANARY_SERIES_DESCRIPTION, leaked_canaries
 from tests.fakes.definitions import flow
+from tests.fakes.instances import ct, received
 
 
 def printed(print_report, *arguments, **options) -> str:
@@ -148,3 +153,29 @@ def test_runs_that_a_person_asked_for_stand_behind_what_became_of_the_study(site
 
     assert newest.rstrip().endswith("triggered  A (waiting), B again (run-c)")
     assert oldest.rstrip().endswith("the association was aborted, B again (run-b)")
+
+
+def test_what_is_being_received_is_shown_with_what_it_waits_for(site, ledger, store_study):
+    spool = Spool(site.data_dir / "spool", durability="none")
+    spool.root.mkdir(exist_ok=True)
+    groups = OpenGroups(spool, group_by="study", waiting=Waiting(idle_seconds=30, incomplete_seconds=300))
+    for is_complete in (True, False, None):
+        reception = spool.open(
+            sender=Sender(ae_title="CT1", host="10.0.0.1", port=1),
+            called_ae_title="X",
+            received_at=datetime(2024, 5, 6, tzinfo=UTC),
+        )
+        reception.store(received(ct(StudyInstanceUID=f"1.{is_complete}" if is_complete is None else "1.1")))
+        if is_complete is not None:
+            reception.close()
+            groups.take(reception.id, is_complete=is_complete)
+            lines = printed(print_studies, site, limit=10).splitlines()
+            assert len([line for line in lines if "receiving" in line]) == 1
+    text = printed(print_studies, site, limit=10)
+    assert "CT1@10.0.0.1" in text
+    assert "2 " in next(
+        line for line in text.splitlines() if "its sender to come again, for INCOMPLETE_SECONDS" in line
+    )
+    assert "the end of its association" in text
+    assert leaked_canaries(text) == []
+    assert "1.1" not in text.replace("10.0.0.1", "")

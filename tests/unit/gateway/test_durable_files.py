@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
 
 import pytest
 
@@ -63,3 +64,14 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path):
     (tmp_path / "f").mkdir(mode=0o700)
     durable_files.make_folder(tmp_path / "f", mode=0o755)
     assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o700
+
+
+def test_folders_are_spread_where_the_file_system_can(tmp_path):
+    durable_files.spread_folders(tmp_path)
+    durable_files.spread_folders(tmp_path)
+    durable_files.spread_folders(tmp_path / "gone")
+    listed = subprocess.run(["lsattr", "-d", tmp_path], capture_output=True, text=True, check=False)
+    kind = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True).stdout
+    if "ext" in kind and listed.returncode == 0:
+        assert "T" in listed.stdout.split()[0]
+    (tmp_path / "a").mkdir()

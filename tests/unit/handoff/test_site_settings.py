@@ -321,3 +321,49 @@ def test_an_engine_that_cannot_be_used_is_told_at_the_start(load: Load, environm
 
 def test_a_certificate_path_that_lies_about_for_the_local_engine_does_no_harm(load: Load) -> None:
     assert load("", DOCKER_CERT_PATH="/certificates").settings.engine_address == EngineAddress()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("CANARY", "is shorter than 12 characters"),
+        ("CANARY-CANARY\n", "holds characters other than the visible ones of ASCII"),
+        ("CANARY-CANARY-é", "holds characters other than the visible ones of ASCII"),
+    ],
+)
+@pytest.mark.parametrize("name", ["STOW_TOKEN", "STOW_PASSWORD"])
+def test_a_secret_is_not_repeated_when_something_is_wrong_with_it(load: Load, name: str, value: str, said: str) -> None:
+    assert problems(load, "", **{name: value}) == [f"environment: {name}: {said}"]
+
+
+def test_a_secret_that_is_no_text_is_not_repeated_either(load: Load) -> None:
+    (problem,) = problems(load, "STOW_TOKEN: [CANARY-CANARY]\n")
+    assert problem.endswith("STOW_TOKEN: is not text; write it between quotes")
+    assert "CANARY" not in problem
+
+
+def test_a_secret_is_shown_nowhere_and_reaches_a_child_process(load: Load) -> None:
+    settings = load("STOW_TOKEN: CANARY-CANARY\nSTOW_USER: radiology\nSTOW_PASSWORD: ''\n").settings
+    assert "CANARY" not in f"{settings}{settings!r}{settings.model_dump_json()}"
+    assert settings.stow_password is None
+    environment = settings.as_environment()
+    assert environment["STOW_TOKEN"] == "CANARY-CANARY"
+    assert load_site_settings(environment).settings == settings
+
+
+@pytest.mark.parametrize("name", ["a:b", "a\nb"])
+def test_a_user_that_basic_authentication_cannot_name_is_refused(load: Load, name: str) -> None:
+    assert "STOW_USER" in problems(load, "", STOW_USER=name)[0]
+
+
+@pytest.mark.parametrize("text", ["COMMITMENT_PEERS: {PACS: 'pacs.hospital:104', ARCHIVE: '[::1]:11112'}\n"])
+def test_peers_are_a_mapping_in_files_and_json_in_the_environment(load: Load, text: str) -> None:
+    settings = load(text).settings
+    assert settings.commitment_peers == {"PACS": "pacs.hospital:104", "ARCHIVE": "[::1]:11112"}
+    assert load_site_settings(settings.as_environment()).settings == settings
+
+
+@pytest.mark.parametrize("value", ["PACS", "[]", '{"PACS": "pacs"}', '{"PACS": "pacs:99999"}', '{"": "pacs:104"}'])
+def test_peers_without_an_address_are_refused(load: Load, value: str) -> None:
+    (problem,) = problems(load, "", COMMITMENT_PEERS=value)
+    assert problem.startswith("environment: COMMITMENT_PEERS: ")
