@@ -24,7 +24,7 @@ from deployments.when_ready import answers
 from flows_engine.definition.catalogue import FlowCatalogue
 from flows_engine.definition.naming import FLOW_NAME, MANAGED_TAG, last_queue
 from flows_engine.definition.schema import FlowDefinition
-from flows_engine.errors import EngineUnavailableError
+from flows_engine.errors import EngineMisconfiguredError, EngineUnavailableError
 from flows_engine.handoff.site_settings import LoadedSettings, SiteSettings
 from flows_engine.wiring import build_engine
 
@@ -63,7 +63,7 @@ class Host:
         try:
             self._supervisor.stop()
             # A worker that stops ends its runs at once; their containers are the engine's children, not its.
-            with contextlib.suppress(EngineUnavailableError):
+            with contextlib.suppress(EngineUnavailableError, EngineMisconfiguredError):
                 build_engine(self.settings).remove_all_containers()
         finally:
             self._undo.close()

@@ -75,7 +75,7 @@ def container_spec(
         image=given.image,
         mounts=(
             *(
-                BindMount(source=folders.inputs[name], target=place, read_only=not model.input_writable)
+                BindMount(source=folders.inputs[name], target=place, read_only=not model.input_writable, is_kept=False)
                 for name, place in places.reads.items()
             ),
             *(

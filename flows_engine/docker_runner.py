@@ -1,49 +1,44 @@
-"""ContainerRunner on a Docker engine; the only importer of docker."""
+"""ContainerRunner on a Docker engine, of this host or of another."""
 
 from __future__ import annotations
 
-import os
 import queue
 import re
+import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import docker
-import requests
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.errors import APIError, ImageNotFound, NotFound
 from docker.types import DeviceRequest, LogConfig, Mount
 
+from flows_engine.attached import frames
+from flows_engine.bound_folders import bind_mounts, take_over
+from flows_engine.copied_folders import COPIES_LABEL, CopiedFolders, copy_folders, remove_copies
 from flows_engine.disk_reserve import DiskReserve
+from flows_engine.docker_connection import NO_SPACE, UNREACHABLE, connected, explanation, one_line
+from flows_engine.docker_removal import remove_container, remove_volumes
 from flows_engine.errors import (
     ContainerRefusedError,
     DiskFilledError,
-    EngineUnavailableError,
     ImagePullFailedError,
     ImageUnavailableError,
     ModelTimedOutError,
     NoSpaceError,
     RunHaltedError,
 )
-from flows_engine.folder_tree import remove_tree
 from flows_engine.gpu_request import gpu_request, why_refused
-from flows_engine.host_paths import EngineMount, HostPaths
-from flows_engine.interfaces import BindMount, ContainerResult, ContainerSpec
+from flows_engine.handoff.engine_address import EngineAddress
+from flows_engine.interfaces import ContainerResult, ContainerSpec
 from flows_engine.log_lines import LogLines
-from flows_engine.ownership import handing_over, strangers
 from flows_engine.registry_silence import RegistrySilence
 
-DEFAULT_ENGINE_URL: Final = "unix:///var/run/docker.sock"
-
-_ENGINE_TIMEOUT_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 5
-_REMOVAL_SECONDS: Final = 30.0
 # A registry that cannot be reached usually says so at once; where a name server or a firewall swallows packets the
 # engine takes 15 to 60 seconds to give up, for every container.
 _FIRST_WORD_SECONDS: Final = 60.0
@@ -60,22 +55,20 @@ _Item = TypeVar("_Item")
 _FROM_A_REGISTRY_THAT_ANSWERS: Final = re.compile(
     r"not found|unknown|denied|unauthorized|forbidden|does not exist|no matching manifest|invalid reference", re.I
 )
-_NO_SPACE: Final = "no space left on device"
 
 # What stdout and stderr have said; None is the end of both.
 _Chunk = tuple[bytes | None, bytes | None] | None
 
-_UNREACHABLE: Final = (requests.exceptions.ConnectionError, requests.exceptions.Timeout)
-
 
 @dataclass(frozen=True, kw_only=True)
 class DockerRunner:
-    """Runs containers on the engine at ``engine_url``; its folders must be this host's (see ``host_paths``)."""
+    """Runs containers on an engine: with folders of this host where it is this host's, else with copies of them."""
 
     silence: RegistrySilence
     disk_reserve_bytes: int = 0
-    """What a container has to leave free where the engine keeps its containers."""
-    engine_url: str = DEFAULT_ENGINE_URL
+    """What is to stay free where an engine of this host keeps its containers, and where copies from another come to."""
+    find_engine: Callable[[], EngineAddress] = EngineAddress
+    """Tells where the engine is, when it is needed. Raises an ``EngineError``."""
 
     def run(
         self,
@@ -93,8 +86,9 @@ class DockerRunner:
             self._remove(spec.name)
             try:
                 with _refusals(spec):
-                    self._create(client, spec)
-                    return self._follow(
+                    copies = self._copies(client, spec, is_halted)
+                    self._create(client, spec, copies=copies)
+                    result = self._follow(
                         client,
                         spec,
                         image_digest=image_digest,
@@ -103,6 +97,11 @@ class DockerRunner:
                         is_halted=is_halted,
                         watch=watch,
                     )
+                    if copies is not None:
+                        copies.bring_back(
+                            reserve_bytes=self.disk_reserve_bytes, on_notice=on_notice, is_halted=is_halted
+                        )
+                    return result
             except (ModelTimedOutError, DiskFilledError):
                 raise  # it is killed by its removal: nobody waits for what it does when it is asked to end
             except BaseException:
@@ -110,45 +109,30 @@ class DockerRunner:
                 self._stop(spec.name)
                 raise
             finally:
-                self._take_over(client, spec)
+                if not self.find_engine().is_remote:  # what is copied belongs to who copies it
+                    take_over(client, spec)
                 self._remove(spec.name)
 
     def find_all(self, *, label: str, value: str) -> tuple[Mapping[str, str], ...]:
         """Return all labels of each container that carries ``label=value``, whether it runs or not."""
         with self._engine() as client:
             found = client.api.containers(all=True, filters={"label": f"{label}={value}"})
-        return tuple(container["Labels"] for container in found)
+        return tuple(container["Labels"] for container in found if COPIES_LABEL not in container["Labels"])
 
     def remove_all(self, *, label: str, value: str) -> int:
-        """Kill and remove every container that carries ``label=value``; return how many there were."""
+        """Kill and remove every container that carries ``label=value``, and its copies; return how many there were."""
         with self._engine() as client:
             found = client.api.containers(all=True, filters={"label": f"{label}={value}"})
-        for container in found:
-            self._remove(container["Id"])
-        return len(found)
+            for container in found:
+                remove_container(client, container["Id"])
+            if self.find_engine().is_remote:
+                remove_volumes(client, label=label, value=value)
+        return sum(COPIES_LABEL not in container["Labels"] for container in found)
 
     @contextmanager
     def _engine(self) -> Iterator[docker.DockerClient]:
-        try:
-            client = docker.DockerClient(base_url=self.engine_url, version="auto", timeout=_ENGINE_TIMEOUT_SECONDS)
-        except (DockerException, *_UNREACHABLE) as error:
-            raise self._unavailable(error) from error
-        try:
+        with connected(self.find_engine()) as client:
             yield client
-        except _UNREACHABLE as error:
-            raise self._unavailable(error) from error
-        finally:
-            client.close()
-
-    def _unavailable(self, error: Exception) -> EngineUnavailableError:
-        if "Permission denied" in str(error):
-            return EngineUnavailableError(
-                f"no permission to use the Docker engine at {self.engine_url}: add this worker's user to the group"
-                " docker (usermod -aG docker <user>) and log in again"
-            )
-        return EngineUnavailableError(
-            f"no Docker engine answers at {self.engine_url}: start it (systemctl start docker) or set DOCKER_HOST"
-        )
 
     def _image(
         self,
@@ -201,9 +185,9 @@ class DockerRunner:
             if event is None:
                 return None
             if isinstance(event, Exception):
-                return _one_line(getattr(event, "explanation", None) or event)
+                return one_line(getattr(event, "explanation", None) or event)
             if "error" in event:
-                return _one_line(event["error"])
+                return one_line(event["error"])
             patience_seconds = _PULL_SILENCE_SECONDS
 
     def _pull_events(
@@ -218,8 +202,17 @@ class DockerRunner:
         else:
             events.put(None)
 
-    def _create(self, client: docker.DockerClient, spec: ContainerSpec) -> None:
-        paths = HostPaths(engine_url=self.engine_url, mounts_of=lambda number: _mounts(client, number))
+    def _copies(
+        self, client: docker.DockerClient, spec: ContainerSpec, is_halted: Callable[[], bool]
+    ) -> CopiedFolders | None:
+        return copy_folders(client, spec, is_halted=is_halted) if self.find_engine().is_remote else None
+
+    def _mounts(self, client: docker.DockerClient, spec: ContainerSpec, copies: CopiedFolders | None) -> list[Mount]:
+        if copies is not None:
+            return copies.mounts
+        return bind_mounts(client, spec, engine_url=self.find_engine().url)
+
+    def _create(self, client: docker.DockerClient, spec: ContainerSpec, *, copies: CopiedFolders | None) -> None:
         options = dict(spec.options)
         log_config = options.pop("log_config", None)
         if isinstance(log_config, dict):
@@ -232,7 +225,7 @@ class DockerRunner:
             spec.image,
             name=spec.name,
             labels=spec.labels,
-            mounts=[_mount(mount, paths) for mount in spec.mounts],
+            mounts=self._mounts(client, spec, copies),
             **options,
         )
 
@@ -248,10 +241,10 @@ class DockerRunner:
         watch: Callable[[], None],
     ) -> ContainerResult:
         # Attached before the start: not a line of a short-lived container is lost, whatever the log driver keeps.
-        stream = client.api.attach(spec.name, stdout=True, stderr=True, stream=True, demux=True)
+        attached = client.api.attach_socket(spec.name, params={"stdout": 1, "stderr": 1, "stream": 1})
         chunks: queue.Queue[_Chunk] = queue.Queue(maxsize=_QUEUED_CHUNKS)
         abandoned = threading.Event()
-        reader = threading.Thread(target=_read, args=(stream, chunks, abandoned), daemon=True)
+        reader = threading.Thread(target=_read, args=(attached, chunks, abandoned), daemon=True)
         reader.start()
         try:
             started_at, clock = time.time(), time.monotonic()
@@ -294,25 +287,9 @@ class DockerRunner:
             peak_memory_bytes=memory.peak_bytes,
         )
 
-    def _take_over(self, client: docker.DockerClient, spec: ContainerSpec) -> None:
-        """Make what the container wrote this process's own, where that is not root: to be read, and to be removed.
-
-        Where it cannot be done, who reads it or removes it says so.
-        """
-        user = os.geteuid()
-        if user == 0:
-            return
-        with suppress(DockerException, OSError):
-            with suppress(APIError):  # it has ended, as a rule
-                client.api.kill(spec.name)
-            client.api.wait(spec.name, timeout=_REMOVAL_SECONDS)
-            for mount in spec.mounts:
-                if not mount.read_only:
-                    _hand_over(client, spec.name, mount, user=user)
-
     def _storage(self, client: docker.DockerClient) -> DiskReserve:
         """Return what is to stay free where the engine keeps containers, as far as this process sees that place."""
-        is_here = self.disk_reserve_bytes and self.engine_url.startswith("unix:")
+        is_here = self.disk_reserve_bytes and not self.find_engine().is_remote
         folder = Path(str(client.info().get("DockerRootDir") or "") if is_here else "")
         return DiskReserve(folder=folder, reserve_bytes=self.disk_reserve_bytes if folder.is_absolute() else 0)
 
@@ -322,16 +299,9 @@ class DockerRunner:
 
     def _remove(self, name: str) -> None:
         with self._engine() as client:
-            try:
-                client.api.remove_container(name, force=True, v=True)
-            except NotFound:
-                return
-            except APIError as error:
-                if error.status_code != HTTPStatus.CONFLICT:
-                    raise ContainerRefusedError(f"container {name} cannot be removed: {_explanation(error)}") from error
-                # Somebody else is removing it.
-                with suppress(NotFound):
-                    client.api.wait(name, timeout=_REMOVAL_SECONDS, condition="removed")
+            remove_container(client, name)
+            if self.find_engine().is_remote:
+                remove_copies(client, name=name)
 
 
 class _PeakMemory:
@@ -352,24 +322,6 @@ class _PeakMemory:
                     return  # it is over
 
 
-def engine_url() -> str:
-    """Return where the Docker engine of this environment listens: ``DOCKER_HOST``, or the local socket."""
-    return os.environ.get("DOCKER_HOST") or DEFAULT_ENGINE_URL
-
-
-def _hand_over(client: docker.DockerClient, name: str, mount: BindMount, *, user: int) -> None:
-    before = None
-    # Each time a folder may be seen into that could not be before.
-    while (found := strangers(mount.source, user=user)) and found != before:
-        names_folder = f"names-{uuid.uuid4().hex}"
-        archive = handing_over(found, user=user, group=os.getegid(), names_folder=names_folder)
-        try:
-            client.api.put_archive(name, mount.target, archive)
-        finally:
-            remove_tree(mount.source / names_folder)
-        before = found
-
-
 def _device_request(gpu_ids: tuple[str, ...], engine_info: Mapping[str, Any]) -> DeviceRequest:
     request = gpu_request(gpu_ids, engine_info=engine_info)
     return DeviceRequest(
@@ -379,22 +331,6 @@ def _device_request(gpu_ids: tuple[str, ...], engine_info: Mapping[str, Any]) ->
     )
 
 
-def _mount(mount: BindMount, paths: HostPaths) -> Mount:
-    return Mount(target=mount.target, source=str(paths.of(mount.source)), type="bind", read_only=mount.read_only)
-
-
-def _mounts(client: docker.DockerClient, container_id: str) -> list[EngineMount]:
-    try:
-        found = client.api.inspect_container(container_id)
-    except NotFound:
-        return []
-    return [
-        EngineMount(source=Path(mount["Source"]), destination=Path(mount["Destination"]))
-        for mount in found.get("Mounts") or ()
-        if mount.get("Source")
-    ]
-
-
 def _digest(client: docker.DockerClient, image: str) -> str | None:
     """Return what names the image for good: its digest in a registry, else its id; None where it is missing."""
     try:
@@ -402,16 +338,17 @@ def _digest(client: docker.DockerClient, image: str) -> str | None:
     except ImageNotFound:
         return None
     except APIError as error:
-        raise ImageUnavailableError(f"image {image} cannot be looked up: {_explanation(error)}") from error
+        raise ImageUnavailableError(f"image {image} cannot be looked up: {explanation(error)}") from error
     return str(next(iter(found.get("RepoDigests") or ()), found["Id"]))
 
 
-def _read(
-    stream: Iterator[tuple[bytes | None, bytes | None]], chunks: queue.Queue[_Chunk], abandoned: threading.Event
-) -> None:
+def _read(attached: socket.SocketIO | socket.socket, chunks: queue.Queue[_Chunk], abandoned: threading.Event) -> None:
+    # ``attached`` is a file made of the socket where there is no TLS; the connection lasts as long as it.
+    connection: socket.socket = getattr(attached, "_sock", attached)  # type: ignore[arg-type]
     # The end of the stream looks like an error where the engine goes away; how the container ended is asked afterwards.
-    with suppress(OSError, DockerException):
-        for chunk in stream:
+    with suppress(OSError):
+        connection.settimeout(None)
+        for chunk in frames(connection):
             if not _put(chunks, chunk, abandoned):
                 return
     _put(chunks, None, abandoned)
@@ -449,7 +386,7 @@ def _exit_code(client: docker.DockerClient, spec: ContainerSpec, deadline: float
         end = _get(ended, max(0.1, deadline - time.monotonic()) + _LOOK_SECONDS, look)
     except queue.Empty:
         raise _timed_out(spec) from None
-    if isinstance(end, _UNREACHABLE) and time.monotonic() >= deadline:
+    if isinstance(end, UNREACHABLE) and time.monotonic() >= deadline:
         raise _timed_out(spec) from end
     if isinstance(end, Exception):
         raise end
@@ -477,16 +414,8 @@ def _refusals(spec: ContainerSpec) -> Iterator[None]:
     except ImageNotFound as error:
         raise ImageUnavailableError(f"image {spec.image} was removed from the engine a moment ago") from error
     except APIError as error:
-        explanation = _explanation(error)
-        if _NO_SPACE in explanation.lower():
-            raise NoSpaceError(f"the Docker engine has no room left: {explanation}") from error
-        known = why_refused(explanation) if spec.gpu_ids else None
-        raise ContainerRefusedError(known or f"the Docker engine refuses it: {explanation}") from error
-
-
-def _explanation(error: APIError) -> str:
-    return _one_line(error.explanation or error)
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())[:400]
+        reason = explanation(error)
+        if NO_SPACE in reason.lower():
+            raise NoSpaceError(f"the Docker engine has no room left: {reason}") from error
+        known = why_refused(reason) if spec.gpu_ids else None
+        raise ContainerRefusedError(known or f"the Docker engine refuses it: {reason}") from error

@@ -20,6 +20,7 @@
            ├─ NothingToSendError          the flow has destinations, its last model left no instance
            ├─ DeliveryRefusedError        the receiver answered, and does not want some instances
            ├─ RunHaltedError              the run ends, and with it what its other threads did
+           ├─ EngineMisconfiguredError    the engine's address, its certificates or its block in Prefect are wrong
            ├─ HostPathError               a folder of ours has no known place on the engine's host
            ├─ StaticMountError            a static mount cannot be had from STATIC_DIR
            └─ WorkspaceError              the folders of a run cannot be made, read or removed
@@ -121,6 +122,10 @@ class RunHaltedError(FinalError):
 
     def __init__(self, message: str = "it was stopped, since its run ended") -> None:
         super().__init__(message)
+
+
+class EngineMisconfiguredError(FinalError):
+    """The address of the Docker engine, the certificates for it, or the block that names it are wrong."""
 
 
 class HostPathError(FinalError):

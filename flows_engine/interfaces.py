@@ -10,11 +10,13 @@ from typing import Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class BindMount:
-    """A folder of this host as a container sees it."""
+    """A folder of this host as a container sees it: the very folder, or, on another host, a copy of it."""
 
     source: Path
     target: str
     read_only: bool
+    is_kept: bool = True
+    """Whether what the container writes there is looked at afterwards. Of a folder that is read-only nothing is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +59,16 @@ class ContainerRunner(Protocol):
     an exception included); ``on_line`` gets each line of stdout and of stderr once, in the order of its stream, without
     its line end, while the container runs (control characters escaped, an endless line cut, an endless log bounded:
     each cut says so); no line after ``run`` has returned. A container of the same name that an earlier, killed process
-    left behind is removed first. ``on_notice`` gets what a person should know and the container cannot say: that a
-    newer image could not be pulled and the one in the engine is used. Where ``is_halted`` begins to hold, the container
-    is stopped as it is by an exception, and ``RunHaltedError`` is raised. ``watch`` is called several times a second
-    while the container runs, and once more where it ended with a code other than 0: a ``DiskFilledError`` that it
-    raises kills the container at once, and is raised.
+    left behind is removed first. What a container that ended by itself left in a mount that is kept lies in the folder
+    of that mount, whole, when ``run`` returns. ``on_notice`` gets what a person should know and the container cannot
+    say: that a newer image could not be pulled and the one in the engine is used. Where ``is_halted`` begins to hold,
+    the container is stopped as it is by an exception, and ``RunHaltedError`` is raised. ``watch`` is called several
+    times a second while the container runs, and once more where it ended with a code other than 0: a
+    ``DiskFilledError`` that it raises kills the container at once, and is raised.
 
     Raises ``ImageUnavailableError``, ``EngineUnavailableError``, ``ImagePullFailedError``, ``NoSpaceError`` (a retry
-    may help after these three), ``ModelTimedOutError``, ``DiskFilledError``,
+    may help after these three), ``ModelTimedOutError``, ``DiskFilledError``, ``EngineMisconfiguredError``,
+    ``WorkspaceError``,
     ``ContainerRefusedError`` (the engine will not have this specification). A non-zero exit code is a result, not an
     error.
     """

@@ -240,7 +240,9 @@ def _filled(
         end = "it was killed, and its output removed"
     except WorkspaceError as not_removed:
         end = f"it was killed, and {not_removed}"
-    return DiskFilledError(f"{title}: it wrote {written:,} bytes to its output, and {error}; {end}")
+    # Nothing of it is here yet where the engine is elsewhere.
+    wrote = f"it wrote {written:,} bytes to its output, and " if written else ""
+    return DiskFilledError(f"{title}: {wrote}{error}; {end}")
 
 
 def _title(definition: FlowDefinition, step: int) -> str:

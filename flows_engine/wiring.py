@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -21,8 +22,11 @@ from flows_engine.definition.step_graph import STUDY
 from flows_engine.deliver import DeliveryResult, deliver
 from flows_engine.destinations.dicom_node import DicomNode
 from flows_engine.disk_reserve import DiskReserve
-from flows_engine.docker_runner import DockerRunner, engine_url
+from flows_engine.docker_runner import DockerRunner
+from flows_engine.engine_block import address_of_block
 from flows_engine.errors import EngineError, WorkspaceError
+from flows_engine.gpu_memory import total_mib
+from flows_engine.handoff.engine_address import EngineAddress
 from flows_engine.handoff.run_claim import RunClaimedError, claim
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.site_settings import SiteSettings, load_site_settings
@@ -210,9 +214,10 @@ class Engine:
 def build_engine(settings: SiteSettings) -> Engine:
     """Return the engine of a site. Nothing is started and nothing is asked of Docker yet."""
     data_dir = settings.data_dir.resolve()
+    find_engine = _find_engine(settings)
     return Engine(
         runner=DockerRunner(
-            engine_url=engine_url(),
+            find_engine=find_engine,
             disk_reserve_bytes=settings.disk_reserve_bytes,
             silence=RegistrySilence(folder=data_dir / "locks" / "silent-registries"),
         ),
@@ -228,10 +233,20 @@ def build_engine(settings: SiteSettings) -> Engine:
             default_mem_limit=settings.default_mem_limit,
             docker_kwargs_allowed=settings.docker_kwargs_allowed,
             static_mounts=StaticMounts(static_dir=settings.static_dir, cache=data_dir / "static-cache"),
+            # What is asked of NVIDIA's library here says nothing of the GPUs of another host.
+            gpu_total_mib=lambda gpus: {} if find_engine().is_remote else total_mib(gpus),
         ),
         calling_ae_title=settings.ae_title,
         instance_id=instance_id(data_dir),
     )
+
+
+def _find_engine(settings: SiteSettings) -> Callable[[], EngineAddress]:
+    block, site = settings.docker_host_block, settings.engine_address
+    if block is None:
+        return lambda: site
+    kept = settings.data_dir / "locks" / "docker-host-block.json"
+    return functools.cache(lambda: address_of_block(block, site=site, kept=kept))
 
 
 def instance_id(data_dir: Path) -> str:

@@ -30,6 +30,8 @@ def missing_dockerd() -> str | None:
     """Return why no engine can be started here, None where one can."""
     if shutil.which("dockerd") is None:
         return "no dockerd is installed: run deployments/host/docker_engine.sh"
+    if missing := [tool for tool in ("ip", "openssl") if shutil.which(tool) is None]:
+        return f"{', '.join(missing)} cannot be found: install iproute2 and openssl"
     return "a Docker engine can be started by root only" if os.geteuid() != 0 else None
 
 

@@ -23,6 +23,9 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
 )
 
 from flows_engine.definition.docker_kwargs import allowable
@@ -32,10 +35,12 @@ from flows_engine.definition.schema import AETitle, kind_of_gpu
 from flows_engine.definition.text_forms import Size
 from flows_engine.definition.trigger_key import parse_keyword
 from flows_engine.definition.wording import reason
+from flows_engine.handoff.engine_address import DEFAULT_ENGINE_URL, EngineAddress, checked_engine_url, is_remote
 
 _INSTALLED: Final = Path("/opt/DicomFlow")
 _CONF_DIR: Final = _INSTALLED / "conf.d"
 _ADDRESS: Final = re.compile(r"[^\s:]+:[0-9]{1,5}|\[[0-9a-fA-F:.]+\]:[0-9]{1,5}")
+_BLOCK_NAME: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _SHORTEST_SECRET: Final = 12
 _GPU_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:/-]{0,79}")
 _SECRETS: Final = {"STOW_TOKEN", "STOW_PASSWORD"}
@@ -106,6 +111,21 @@ def _absolute_or_none(value: object) -> object:
 
 def _none_if_empty(value: object) -> object:
     return None if isinstance(value, str) and not value.strip() else value
+
+
+def _is_said(value: object) -> object:
+    """Docker's own client takes every text but the empty one for a yes."""
+    return bool(value.strip()) if isinstance(value, str) else value
+
+
+def _engine_url_or_none(written: str | None) -> str | None:
+    return None if written is None else checked_engine_url(written.strip())
+
+
+def _block_name(written: str | None) -> str | None:
+    if written is not None and not _BLOCK_NAME.fullmatch(written):
+        raise ValueError(f"{written!r} is no name of a block, like my-engine")
+    return written
 
 
 def _kind_of_gpu_or_none(written: str | None) -> str | None:
@@ -203,12 +223,20 @@ class SiteSettings(BaseModel):
     """How many flow runs of the pool ``cpu`` this host runs at once."""
     default_mem_limit: Size | None = None
     """The memory that a container may take where its flow says nothing, like 8g. Default: all that the host has."""
+    docker_host: Annotated[str | None, BeforeValidator(_none_if_empty), AfterValidator(_engine_url_or_none)] = None
+    """Where the Docker engine listens, as Docker's own client has it. Default: the socket of this host's engine."""
+    docker_host_block: Annotated[str | None, BeforeValidator(_none_if_empty), AfterValidator(_block_name)] = None
+    """The block ``DockerHost`` of Prefect that says where the engine listens. What it leaves open is as above."""
+    docker_tls_verify: Annotated[bool, BeforeValidator(_is_said)] = False
+    """Whether the engine is spoken to with TLS, and each of the two has to prove who it is."""
+    docker_cert_path: Annotated[Path | None, BeforeValidator(_absolute_or_none)] = None
+    """The folder with ca.pem, cert.pem and key.pem. Default, with ``DOCKER_TLS_VERIFY``: ``~/.docker``."""
     disk_reserve_bytes: int = Field(default=2**30, ge=0)
     """How many bytes of the file system of ``DATA_DIR`` are to stay free; 0: none.
 
     Senders are told to wait while there is less. A model that leaves less is killed, and its run fails; none starts
     where less is left already. The disk on which the Docker engine keeps its containers is watched by the same measure
-    while models run.
+    while models run, unless that engine is on another host.
     """
     disk_watermark_percent: Annotated[float, Field(gt=0, le=100)] = 100.0
     """How much of that file system may be in use before senders are told to wait. Default: all but the reserve."""
@@ -255,6 +283,28 @@ class SiteSettings(BaseModel):
         120.0,
     )
     """How long to wait before each further attempt to reach a destination."""
+
+    @field_validator("docker_cert_path")
+    @classmethod
+    def _with_verification_only(cls, folder: Path | None, info: ValidationInfo) -> Path | None:
+        host, block = info.data.get("docker_host"), info.data.get("docker_host_block")
+        leads_out = block is not None or (host is not None and is_remote(host))
+        if folder is not None and leads_out and not info.data.get("docker_tls_verify"):
+            # Docker's programs differ: some speak without TLS then, others with an engine that proves nothing.
+            raise ValueError(f"{folder} is used with DOCKER_TLS_VERIFY only; set that to 1, or take this out")
+        return folder
+
+    @field_serializer("docker_tls_verify", when_used="json")
+    def _as_docker_writes_it(self, value: bool) -> str:
+        return "1" if value else ""
+
+    @property
+    def engine_address(self) -> EngineAddress:
+        """Where the Docker engine is, as far as the settings say it themselves."""
+        return EngineAddress(
+            url=self.docker_host or DEFAULT_ENGINE_URL,
+            certificates=(self.docker_cert_path or Path.home() / ".docker") if self.docker_tls_verify else None,
+        )
 
     @property
     def gpu_runs_at_once(self) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows_engine.docker_runner import DockerRunner, engine_url
+from flows_engine.docker_runner import DockerRunner
 from flows_engine.errors import (
     DiskFilledError,
     ImagePullFailedError,
@@ -18,9 +18,11 @@ from flows_engine.errors import (
     ModelTimedOutError,
     RunHaltedError,
 )
+from flows_engine.handoff.engine_address import EngineAddress
 from flows_engine.interfaces import BindMount, ContainerRunner, ContainerSpec
 from flows_engine.registry_silence import RegistrySilence
 from tests.fakes.container_runner import FOREVER, FakeContainerRunner
+from tests.remote_engine import own_engine, remote_engine
 
 LABEL = "dicomflow.test"
 
@@ -46,9 +48,9 @@ PROGRAMS = {
     "three lines": (_says("one", "two", "three", 0), "echo one; echo two; echo three"),
     "fails": (_says("no weights", 3), "echo no weights; exit 3"),
     "copies": (_copies, "cp /input/* /output/"),
-    "never ends": (_says("begun", FOREVER), "echo begun; sleep 1000"),
+    "never ends": (_says("begun", FOREVER), "trap exit TERM; echo begun; sleep 1000 & wait"),
     "silent": (_says(0), "true"),
-    "goes on": (_goes_on, "echo begun; while true; do sleep 0.1; done"),
+    "goes on": (_goes_on, "trap exit TERM; echo begun; while true; do sleep 0.1; done"),
 }
 
 
@@ -81,18 +83,41 @@ class Bench:
         assert self.runner.remove_all(label=LABEL, value=self.value) == 0
 
 
-@pytest.fixture(params=["fake", pytest.param("docker", marks=pytest.mark.docker)])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+_DOCKERD = [pytest.mark.docker, pytest.mark.dockerd]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "fake",
+        pytest.param("docker", marks=pytest.mark.docker),
+        pytest.param("remote", marks=_DOCKERD),
+        pytest.param("remote with TLS", marks=_DOCKERD),
+    ],
+)
+def engine(request: pytest.FixtureRequest) -> Iterator[EngineAddress | None]:
+    """Where the engine is that runs the containers; None for the fake."""
+    match request.param:
+        case "fake":
+            yield None
+        case "docker":
+            yield own_engine()
+        case _:
+            with remote_engine("busybox", with_tls="TLS" in request.param) as remote:
+                yield remote.address
+
+
+@pytest.fixture
+def bench(engine: EngineAddress | None, tmp_path: Path) -> Bench:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "slice").write_bytes(b"pixels")
     (tmp_path / "out").mkdir()
-    fake = request.param == "fake"
     runner: ContainerRunner = (
         FakeContainerRunner({name: program for name, (program, _) in PROGRAMS.items()})
-        if fake
-        else DockerRunner(engine_url=engine_url(), silence=RegistrySilence(folder=tmp_path / "silent"))
+        if engine is None
+        else DockerRunner(find_engine=lambda: engine, silence=RegistrySilence(folder=tmp_path / "silent"))
     )
-    return Bench(runner=runner, folder=tmp_path, is_fake=fake, value=uuid.uuid4().hex)
+    return Bench(runner=runner, folder=tmp_path, is_fake=engine is None, value=uuid.uuid4().hex)
 
 
 def _ignore(_: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from flows_engine.docker_runner import DockerRunner, engine_url
+from flows_engine.docker_runner import DockerRunner
 from flows_engine.errors import (
     ContainerRefusedError,
     DiskFilledError,
@@ -29,8 +29,10 @@ from flows_engine.errors import (
     NoSpaceError,
     RunHaltedError,
 )
+from flows_engine.handoff.engine_address import EngineAddress
 from flows_engine.interfaces import BindMount, ContainerResult, ContainerSpec
 from flows_engine.registry_silence import RegistrySilence
+from tests.remote_engine import own_engine
 
 pytestmark = pytest.mark.docker
 LABEL = "dicomflow.test"
@@ -43,7 +45,7 @@ class Bench:
         self.lines: list[str] = []
         self.notices: list[str] = []
         self.silence = RegistrySilence(folder=folder / "silent")
-        self.runner = DockerRunner(engine_url=engine_url(), silence=self.silence)
+        self.runner = DockerRunner(find_engine=own_engine, silence=self.silence)
 
     def spec(
         self, script: str, *, image: str = "busybox", pull: bool = False, network: bool = False, **options: object
@@ -206,7 +208,7 @@ def test_where_the_engine_has_no_room_for_containers_none_runs(bench: Bench) -> 
 
 
 def test_what_a_killed_process_left_under_the_name_is_removed(bench: Bench) -> None:
-    engine = docker.DockerClient(base_url=engine_url())
+    engine = docker.DockerClient(base_url=own_engine().url)
     engine.containers.run("busybox", "sleep 1000", name=f"dicomflow-test-{bench.value}", detach=True)
     engine.close()
     assert bench.run("echo fresh").exit_code == 0
@@ -233,7 +235,7 @@ def test_an_engine_that_gives_no_gpus_is_told_with_what_to_install(bench: Bench)
 
 
 def test_a_pull_that_fails_falls_back_to_the_image_in_the_engine(bench: Bench) -> None:
-    engine = docker.DockerClient(base_url=engine_url())
+    engine = docker.DockerClient(base_url=own_engine().url)
     reference = "dicomflow.invalid/test:1"
     engine.images.get("busybox").tag(reference)
     try:
@@ -249,7 +251,7 @@ def test_a_pull_that_fails_falls_back_to_the_image_in_the_engine(bench: Bench) -
 def test_a_registry_that_swallows_packets_is_waited_for_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows_engine.docker_runner._FIRST_WORD_SECONDS_IF_PRESENT", 1.0)
     monkeypatch.setattr("flows_engine.docker_runner._FIRST_WORD_SECONDS", 1.5)
-    engine = docker.DockerClient(base_url=engine_url())
+    engine = docker.DockerClient(base_url=own_engine().url)
     with socket.create_server(("127.0.0.1", 0)) as registry:
         reference = f"localhost:{registry.getsockname()[1]}/model:1"
         with pytest.raises(ImagePullFailedError, match="did not answer within"):
@@ -271,6 +273,7 @@ def test_a_signal_that_becomes_an_exception_leaves_no_container(bench: Bench, se
 import signal, sys
 from pathlib import Path
 from flows_engine.docker_runner import DockerRunner
+from flows_engine.handoff.engine_address import EngineAddress
 from flows_engine.interfaces import ContainerSpec
 from flows_engine.registry_silence import RegistrySilence
 
@@ -281,11 +284,11 @@ folder, value, url = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 spec = ContainerSpec(name="dicomflow-test-" + value, image="busybox", mounts=(), labels={"dicomflow.test": value},
     timeout_seconds=600, pull=False, network=False,
     options={"command": ["sh", "-c", "trap 'echo asked; exit 0' TERM; echo ready; while :; do sleep 0.1; done"]})
-runner = DockerRunner(engine_url=url, silence=RegistrySilence(folder=folder))
+runner = DockerRunner(find_engine=lambda: EngineAddress(url=url), silence=RegistrySilence(folder=folder))
 runner.run(spec, on_line=lambda line: print(line, flush=True), on_notice=print)
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(bench.folder), bench.value, engine_url()],
+        [sys.executable, "-c", script, str(bench.folder), bench.value, own_engine().url],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=dict(os.environ),
@@ -307,9 +310,8 @@ runner.run(spec, on_line=lambda line: print(line, flush=True), on_notice=print)
 
 
 def test_an_engine_that_does_not_answer_says_what_to_do(tmp_path: Path) -> None:
-    runner = DockerRunner(
-        engine_url=f"unix://{tmp_path}/nothing.sock", silence=RegistrySilence(folder=tmp_path / "silent")
-    )
+    nowhere = EngineAddress(url=f"unix://{tmp_path}/nothing.sock")
+    runner = DockerRunner(find_engine=lambda: nowhere, silence=RegistrySilence(folder=tmp_path / "silent"))
     with pytest.raises(EngineUnavailableError, match="start it"):
         runner.remove_all(label=LABEL, value="x")
 

@@ -15,7 +15,6 @@ import pytest
 from flows_engine.definition.schema import FlowDefinition, Node
 from flows_engine.definition.trigger import Trigger
 from flows_engine.destinations.part10_head import read_head
-from flows_engine.docker_runner import engine_url
 from flows_engine.errors import (
     DestinationUnavailableError,
     ModelFailedError,
@@ -28,6 +27,7 @@ from flows_engine.wiring import Engine
 from tests.factories import ct_slice, leaked_canaries
 from tests.fakes.store_scp import StoreScp
 from tests.integration.one_study import STUDY, engine_with_one_study
+from tests.remote_engine import own_engine
 from tests.services import unused_port
 
 pytestmark = pytest.mark.docker
@@ -158,7 +158,7 @@ class _Inspecting(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.getMessage() == "ready":
-            engine = docker.DockerClient(base_url=engine_url())
+            engine = docker.DockerClient(base_url=own_engine().url)
             self.seen = engine.api.inspect_container(f"dicomflow-{self._run.name}-1")
             engine.close()
             (self._run / "model-1" / "output" / "go").touch()

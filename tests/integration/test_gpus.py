@@ -50,8 +50,10 @@ class Site:
     """An installation with the GPUs 0 and 1, which do not exist, on an engine that gives them out all the same."""
 
     def __init__(self, folder: Path, engine_address: str) -> None:
-        self.settings = SiteSettings(data_dir=folder / "data", static_dir=folder / "static", gpus=("0", "1"))
-        self.environment = {**os.environ, **self.settings.as_environment(), "DOCKER_HOST": engine_address}
+        self.settings = SiteSettings(
+            data_dir=folder / "data", static_dir=folder / "static", gpus=("0", "1"), docker_host=engine_address
+        )
+        self.environment = {**os.environ, **self.settings.as_environment()}
         self.docker = docker.DockerClient(base_url=engine_address)
         study = self.settings.data_dir / "studies" / STUDY
         (study / "input").mkdir(parents=True)
@@ -76,13 +78,12 @@ class Site:
         )
 
     def container_of(self, run_id: str) -> docker.models.containers.Container | None:
-        found = self.docker.containers.list(all=True, filters={"label": f"{RUN_LABEL}={run_id}"})
+        found = self.docker.containers.list(all=True, filters={"label": f"{RUN_LABEL}={run_id}"}, ignore_removed=True)
         return next(iter(found), None)
 
 
 @pytest.fixture
-def site(tmp_path: Path, engine_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setenv("DOCKER_HOST", engine_address)
+def site(tmp_path: Path, engine_address: str) -> Iterator[Site]:
     site = Site(tmp_path, engine_address)
     yield site
     build_engine(site.settings).remove_all_containers()

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from flows_engine.definition.schema import FlowDefinition, Node
-from flows_engine.docker_runner import engine_url
 from flows_engine.errors import (
     DeliveryRefusedError,
     DiskFilledError,
@@ -31,6 +30,7 @@ from flows_engine.run_step import StepResult
 from flows_engine.wiring import Engine
 from tests.fakes.store_scp import StoreScp
 from tests.integration.one_study import STUDY, engine_with_one_study
+from tests.remote_engine import own_engine
 
 pytestmark = pytest.mark.docker
 logger = logging.getLogger("test")
@@ -90,7 +90,9 @@ class Hospital:
         )
 
     def check(self, result: StepResult) -> None:
-        self.engine.check_output(self.flow("true"), output_dir=result.output_dir, study_id=STUDY, logger=logger)
+        self.engine.check_output(
+            self.flow("true"), output_dir=result.output_dir, run_id=self.run_id, study_id=STUDY, logger=logger
+        )
 
     def deliver(self, result: StepResult, scp: StoreScp) -> None:
         node = Node(host="127.0.0.1", port=scp.port, ae_title="ARCHIVE")
@@ -279,7 +281,7 @@ _AS_ROOT = (
 
 def _as_another_user(folder: Path, data_dir: Path) -> None:
     """Run models of root in a process that is not; write down what became of it."""
-    socket_group = Path(engine_url().removeprefix("unix://")).stat().st_gid
+    socket_group = Path(own_engine().url.removeprefix("unix://")).stat().st_gid
     os.setgroups([socket_group])
     os.setgid(_WORKER)
     os.setuid(_WORKER)
@@ -297,7 +299,7 @@ def _as_another_user(folder: Path, data_dir: Path) -> None:
 
 
 def test_what_a_model_writes_as_root_is_the_workers_who_is_not() -> None:
-    if os.geteuid() != 0 or not engine_url().startswith("unix://"):
+    if os.geteuid() != 0 or not own_engine().url.startswith("unix://"):
         pytest.skip("only root may become another user")
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)

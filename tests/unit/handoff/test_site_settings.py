@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from flows_engine.handoff.engine_address import EngineAddress
 from flows_engine.handoff.site_settings import LoadedSettings, SettingsError, SiteSettings, load_site_settings
 
 Load = Callable[..., LoadedSettings]
@@ -231,6 +232,10 @@ def test_a_child_process_has_the_same_settings(
             "incomplete": "process",
             "ae_port": 0,
             "gpu_kind": "a100",
+            "docker_host": "tcp://gpu-host:2376",
+            "docker_tls_verify": True,
+            "docker_cert_path": "/certificates",
+            "docker_host_block": "my-engine",
         }
     )
 
@@ -281,6 +286,41 @@ def test_an_argument_of_docker_that_no_site_may_allow_is_told_with_the_reason(lo
         "environment: DOCKER_KWARGS_ALLOWED: 'cap_ad' is no argument of docker-py's containers.create"
         " (did you mean cap_add?)"
     )
+
+
+def test_the_engine_is_the_local_one_unless_something_is_said(load: Load) -> None:
+    assert load("").settings.engine_address == EngineAddress(url="unix:///var/run/docker.sock")
+    assert load("", DOCKER_HOST="", DOCKER_TLS_VERIFY="").settings.engine_address == EngineAddress()
+
+
+def test_dockers_own_variables_are_settings_in_files_and_in_the_environment(load: Load) -> None:
+    written = "DOCKER_HOST: tcp://gpu-host\nDOCKER_TLS_VERIFY: 1\nDOCKER_CERT_PATH: /certificates\n"
+    address = EngineAddress(url="tcp://gpu-host", certificates=Path("/certificates"))
+    assert load(written).settings.engine_address == address
+    assert load(written, DOCKER_HOST="unix:///x.sock").settings.engine_address.url == "unix:///x.sock"
+    # Docker's own client takes any text for a yes.
+    said = load("", DOCKER_HOST="tcp://gpu-host", DOCKER_TLS_VERIFY="0").settings
+    assert said.engine_address.certificates == Path.home() / ".docker"
+    assert load(written, DOCKER_TLS_VERIFY="", DOCKER_CERT_PATH="").settings.engine_address.certificates is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"DOCKER_HOST": "ssh://user@gpu-host"}, "DOCKER_HOST: 'ssh://user@gpu-host' leads over ssh"),
+        ({"DOCKER_HOST": "gpu-host:2375"}, "write unix:///path/of/socket or tcp://host:port"),
+        ({"DOCKER_HOST": "tcp://gpu-host", "DOCKER_CERT_PATH": "/certificates"}, "used with DOCKER_TLS_VERIFY only"),
+        ({"DOCKER_HOST_BLOCK": "my-engine", "DOCKER_CERT_PATH": "/certificates"}, "used with DOCKER_TLS_VERIFY only"),
+        ({"DOCKER_HOST_BLOCK": "docker-host/my_engine"}, "is no name of a block, like my-engine"),
+    ],
+)
+def test_an_engine_that_cannot_be_used_is_told_at_the_start(load: Load, environment: dict[str, str], said: str) -> None:
+    (problem,) = problems(load, "", **environment)
+    assert said in problem
+
+
+def test_a_certificate_path_that_lies_about_for_the_local_engine_does_no_harm(load: Load) -> None:
+    assert load("", DOCKER_CERT_PATH="/certificates").settings.engine_address == EngineAddress()
 
 
 @pytest.mark.parametrize(
