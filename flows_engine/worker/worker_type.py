@@ -17,8 +17,8 @@ from prefect.settings import get_current_settings
 from prefect.utilities.processutils import command_to_string
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorkerResult
 
-from flows_engine.definition.allowable_kwargs import SETTING
 from flows_engine.definition.naming import WORKER_TYPE
+from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.worker.new_work import announced_runs
 from flows_engine.worker.study_worker import StudyWorker
 from flows_engine.worker.warm_start import ENGINE_COMMAND, start_runs_warm
@@ -30,8 +30,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_OF_THE_HOST: Final = (SETTING, "CONF_DIR")
+_SETTINGS: Final = frozenset(name.upper() for name in SiteSettings.model_fields) | {"CONF_DIR", "PATH"}
+_OF_WHAT_RUNS_HERE: Final = ("DOCKER_", "LD_", "PYTHON")
 _PROGRAM: Final = "flows_engine.worker.warm_engine"
+
+
+def _is_of_the_host(name: str) -> bool:
+    return name in _SETTINGS or name.startswith(_OF_WHAT_RUNS_HERE)
 
 
 class DicomflowJobConfiguration(ProcessJobConfiguration):
@@ -42,11 +47,10 @@ class DicomflowJobConfiguration(ProcessJobConfiguration):
         # Left to itself, Prefect starts a second Python just to look for the flow's code. It is installed.
         self.command = self.command or command_to_string(list(ENGINE_COMMAND))
         super().prepare_for_flow_run(*args, **kwargs)
-        # Who may make runs may give them an environment. What flows may do to this host is for the host to say.
-        for name in _OF_THE_HOST:
-            self.env.pop(name, None)
-            if name in os.environ:
-                self.env[name] = os.environ[name]
+        # Who may make runs may give them an environment. What runs on this host, on which data and on which engine, is
+        # for the host to say.
+        self.env = {name: value for name, value in self.env.items() if not _is_of_the_host(name)}
+        self.env |= {name: value for name, value in os.environ.items() if _is_of_the_host(name)}
 
 
 class DicomflowWorker(StudyWorker):
