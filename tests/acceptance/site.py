@@ -150,11 +150,11 @@ class Site:
         )
 
     def study_lines(self) -> list[str]:
-        """Return what ``dicomflow studies`` prints, newest first, without the headings."""
+        """Return what ``dicomflow studies`` prints of studies, newest first: not the headings, nor what is on its way."""
         printed = io.StringIO()
         settings = load_site_settings(self.environment).settings
         print_studies(Console(file=printed), settings, limit=500)
-        return printed.getvalue().splitlines()[1:]
+        return [line for line in printed.getvalue().splitlines()[1:] if "receiving" not in line.split()]
 
     def await_decision(self, *, more_than: int) -> str:
         """Return the line of the newest study once there are ``more_than`` that many, and it is decided on."""
