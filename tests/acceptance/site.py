@@ -150,7 +150,7 @@ class Site:
         )
 
     def study_lines(self) -> list[str]:
-        """Return what ``dicomflow studies`` prints of studies, newest first: not the headings, nor what is on its way."""
+        """Return what ``dicomflow studies`` prints of studies, newest first; no headings, nor what is on its way."""
         printed = io.StringIO()
         settings = load_site_settings(self.environment).settings
         print_studies(Console(file=printed), settings, limit=500)
