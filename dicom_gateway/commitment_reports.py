@@ -64,8 +64,10 @@ class CommitmentReports:
         while not self._stopping.wait(_LOOK_SECONDS):
             try:
                 for kept in self._folder.abandoned():
-                    self._serve(kept)
-                    kept.let_go()
+                    try:
+                        self._serve(kept)
+                    finally:
+                        kept.let_go()
                     if self._stopping.is_set():
                         return
             except Exception as error:  # noqa: BLE001  # outer edge of the thread: what is kept is looked at again
@@ -90,7 +92,10 @@ class CommitmentReports:
             kept.postpone(request.model_copy(update={"next_attempt_at": now + _LOOK_AGAIN_SECONDS}))
             return
         event_type, information = report_on(request, look.failures)
-        reason = self._send(request, address, event_type, information)
+        try:
+            reason = self._send(request, address, event_type, information)
+        except (OSError, RuntimeError) as error:
+            reason = f"the peer cannot be reached ({type(error).__name__})"
         if not reason:
             _log.info(
                 "storage commitment was reported; instances: %d, of which not committed: %d",

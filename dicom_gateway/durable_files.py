@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import struct
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -45,6 +47,20 @@ def spread_folders(folder: Path) -> None:
                 fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, _FLAGS.pack(known | _FS_TOPDIR_FL))
         finally:
             os.close(descriptor)
+
+
+def keeps_modes(folder: Path) -> bool:
+    """Tell whether a file in ``folder`` has the mode that it was given, and keeps it. Raises ``OSError``."""
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".modes-")
+    try:
+        kept = []
+        for mode in (PRIVATE_FILE, SHARED_FILE):
+            os.fchmod(descriptor, mode)
+            kept.append(stat.S_IMODE(os.fstat(descriptor).st_mode) == mode)
+        return all(kept)
+    finally:
+        os.close(descriptor)
+        Path(name).unlink()
 
 
 def make_folder(folder: Path, *, mode: int, durable: bool = True) -> None:

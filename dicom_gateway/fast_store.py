@@ -139,7 +139,6 @@ class FastStore:
             self._began = time.monotonic()
             self._deadline = self._began + self._patience.within_message_seconds
             self._size_bytes = 0
-        self._deadline += length / self._patience.slowest_bytes_per_second
         while True:
             if length < _PDV_HEADER_BYTES:
                 raise _LeftError(Ending.INVALID)
@@ -244,6 +243,9 @@ class FastStore:
             if deadline is not None and time.monotonic() > deadline:
                 raise _LeftError(Ending.SILENT)
             self._end += count
+            if deadline is not None:
+                # Time is granted for what has come, not for what a header says is to come.
+                self._deadline += count / self._patience.slowest_bytes_per_second
             return
 
 

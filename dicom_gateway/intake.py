@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final, Literal
@@ -108,6 +108,8 @@ class Intake:
         with self._committing:
             for _ in range(len(self._ended)):
                 reception_id, complete = self._ended.popleft()
+                # Where its process died after it had noted the release, and before it could tell.
+                complete = complete or self._spool.is_released(reception_id)
                 if not self._done(reception_id, partial(self._groups.take, reception_id, is_complete=complete)):
                     self._ended.append((reception_id, complete))
                 self._open.discard(reception_id)
@@ -128,23 +130,35 @@ class Intake:
         return True
 
     def _close(self, group: DueGroup) -> None:
-        earlier = self._earlier_studies(group)
-        if self._late_arrival == "rerun":
+        earlier = self._groups.earlier_studies(group.group_id)
+        if earlier is None and self._late_arrival not in (None, "new"):
+            earlier = self._earlier_studies(group)
+            # Before anything is linked: who does this again has to know of it.
+            self._groups.note_earlier_studies(group.group_id, earlier)
+        if earlier and self._late_arrival == "rerun" and not self._spool.is_closing(group.group_id):
             for study_id in earlier:
                 self._spool.link(self._store.input_folder(study_id).rglob("*.dcm"), group.group_id)
         for study in self._spool.collect(group.group_id, complete=group.is_complete):
-            is_late = bool(earlier) and (
-                self._late_arrival == "ignore" or study.record.new_instance_count != study.record.instance_count
-            )
-            record = study.record.model_copy(update={"earlier_study_id": earlier[0] if is_late else ""})
-            self._backlog.append(replace(study, record=record))
+            self._backlog.append(self._told_of_earlier(study, earlier or ()))
         self._groups.closed(group.group_id)
 
-    def _earlier_studies(self, group: DueGroup) -> list[str]:
+    def _told_of_earlier(self, study: SpooledStudy, earlier: Sequence[str]) -> SpooledStudy:
+        record = study.record
+        has_earlier = self._late_arrival == "ignore" or record.new_instance_count != record.instance_count
+        if not earlier or not has_earlier or record.earlier_study_id:
+            return study
+        known = self._ledger.study(earlier[0])
+        changes: dict[str, object] = {"earlier_study_id": earlier[0]}
+        if known is not None and known.outcome == "held":
+            # Nothing has run on that one, so all of this is new, also what came a second time.
+            changes["new_instance_count"] = None
+        return replace(study, record=record.model_copy(update=changes))
+
+    def _earlier_studies(self, group: DueGroup) -> tuple[str, ...]:
         """Return the newest version of each study that more has come of, and that is still in the store."""
-        if self._late_arrival in (None, "new") or self._spool.is_closing(group.group_id):
-            return []
-        newest = []
+        if self._spool.is_closing(group.group_id):
+            return ()
+        newest: list[str] = []
         for uid in sorted(self._groups.study_uids(group.group_id)):
             for study_id in self._ledger.studies_of(self._uid_key.hash_of(uid)):
                 try:
@@ -153,7 +167,7 @@ class Intake:
                     continue
                 newest.append(study_id)
                 break
-        return list(dict.fromkeys(newest))
+        return tuple(dict.fromkeys(newest))
 
     def _recover(self) -> None:
         self._groups.restore()

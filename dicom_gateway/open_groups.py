@@ -28,6 +28,7 @@ from flows_engine.handoff.header import Header
 _log = logging.getLogger(__name__)
 
 GROUP_NAME: Final = "group.json"
+_LOOK_AGAIN_SECONDS: Final = 5.0
 
 GroupBy = Literal["association", "study", "patient"]
 Key = tuple[str, ...]
@@ -41,6 +42,8 @@ class GroupNote(BaseModel):
     keys: frozenset[Key]
     last_data_at: float
     is_complete: bool
+    earlier_studies: tuple[str, ...] | None = None
+    """The studies that this is more of; None where nobody has looked yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +157,23 @@ class OpenGroups:
         """Return the groups that are to be closed now, given the receptions that are still open."""
         now = self._clock()
         due, next_moments = [], []
-        for group_id, note in list(self._groups.items()):
+        for group_id in list(self._groups):
+            note = self._groups[group_id]
             if self._spool.is_closing(group_id):
                 due.append(DueGroup(group_id=group_id, is_complete=note.is_complete))
                 continue
-            moment = self._closes_at(note, open_receptions, now=now)
+            if note.last_data_at > now:
+                # The clock was set back: from here on, a whole wait is enough.
+                self._groups[group_id] = note.model_copy(update={"last_data_at": now})
+            try:
+                moment = self._closes_at(self._groups[group_id], open_receptions, now=now)
+            except OSError as error:
+                _log.error(
+                    "it cannot be seen whether a group is complete: %s; looking again",
+                    error.strerror or type(error).__name__,
+                    extra={"action": "collect", "reception": group_id},
+                )
+                moment = now + _LOOK_AGAIN_SECONDS
             if moment <= now:
                 due.append(DueGroup(group_id=group_id, is_complete=note.is_complete))
             else:
@@ -172,6 +187,14 @@ class OpenGroups:
         if keys and all(key[0] == "study" for key in keys):
             return frozenset(key[1] for key in keys)
         return frozenset(header.text(STUDY_INSTANCE_UID) for _, header in self._spool.headers(group_id)) - {""}
+
+    def earlier_studies(self, group_id: str) -> tuple[str, ...] | None:
+        """Return what was noted of the studies that a group is more of; None where nothing was."""
+        return self._groups[group_id].earlier_studies
+
+    def note_earlier_studies(self, group_id: str, earlier: tuple[str, ...]) -> None:
+        """Note, durably, the studies that a group is more of. Raises ``OSError``."""
+        self._write(group_id, self._groups[group_id].model_copy(update={"earlier_studies": earlier}))
 
     def closed(self, group_id: str) -> None:
         """Take note that a group is closed, and its studies are the spool's to keep."""
@@ -188,7 +211,8 @@ class OpenGroups:
             self._spool.move(list(self._spool.names(group_id)), group_id, reception_id)
             self._spool.remove(group_id)
             self._groups.pop(group_id)
-        note = self._note(keys, is_complete=is_complete)
+        # What does not wait has no keys: it waits for no other association either.
+        note = self._note(keys if waits else frozenset(), is_complete=is_complete)
         if waits:
             self._write(reception_id, note)
         else:

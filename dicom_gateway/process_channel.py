@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-_LARGEST_MESSAGE_BYTES: Final = 64 * 1024
+_LARGEST_MESSAGE_BYTES: Final = 192 * 1024
 _DESCRIPTORS: Final = 1
 
 

@@ -34,6 +34,8 @@ _START_SECONDS: Final = 60.0
 _PAUSE_BEFORE_RESTART_SECONDS: Final = 1.0
 _NO_DESCRIPTORS_PAUSE_SECONDS: Final = 0.1
 _END_SECONDS: Final = 5.0
+_MOST_REJECTED: Final = 32
+"""How many connections may be open only to be told that they are too many."""
 
 
 class Receiver:
@@ -62,6 +64,7 @@ class Receiver:
         self._processes: list[ReceivingProcess] = []
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
+        self._replacing = threading.Lock()
 
     @property
     def port(self) -> int:
@@ -96,15 +99,18 @@ class Receiver:
             server_context(settings.tls)
         self._listening = _doors(settings)
         try:
-            self._processes = [self._new_process() for _ in range(settings.processes)]
+            for _ in range(settings.processes):
+                self._processes.append(self._new_process())
             deadline = time.monotonic() + _START_SECONDS
             for process in self._processes:
                 process.wait_until_ready(deadline=deadline)
-        except StartError:
+        except (StartError, OSError) as error:
             for door in self._listening:
                 door.socket.close()
             for process in self._processes:
                 process.kill()
+            if isinstance(error, OSError):
+                raise StartError(f"the receiving processes cannot be started: {error.strerror or error}") from error
             raise
         self._threads = [
             threading.Thread(target=self._accept, args=(door,), name="receiver", daemon=True)
@@ -129,7 +135,9 @@ class Receiver:
         """Take no more associations, let open ones go on for ``grace_seconds``, then end all there are."""
         if not self._threads:
             return
-        self._stopping.set()
+        with self._replacing:
+            # From here on no process is started that nobody would tell to stop.
+            self._stopping.set()
         for door in self._listening:
             # Also wakes the thread that waits in accept.
             with suppress(OSError):
@@ -157,6 +165,8 @@ class Receiver:
 
     def _hand_over(self, connection: socket.socket, *, address: str, is_secure: bool) -> None:
         rejection = self._rejection(address)
+        if rejection is not None and sum(len(process.rejected) for process in self._processes) >= _MOST_REJECTED:
+            return  # so many strangers at once are dropped, not answered
         for process in sorted(self._processes, key=lambda process: len(process.connections)):
             if process.serve(connection, address=address, is_secure=is_secure, rejection=rejection):
                 return
@@ -174,11 +184,27 @@ class Receiver:
             if self._stopping.is_set():
                 return
             _log.error("a receiving process died; another one is started", extra={"action": "restart"})
-            self._stopping.wait(_PAUSE_BEFORE_RESTART_SECONDS)
-            if self._stopping.is_set():
+            if not self._replace(place):
                 return
-            self._processes[place] = self._new_process()
-            self.restart_count += 1
+
+    def _replace(self, place: int) -> bool:
+        """Start another process in a place, as soon as the system allows it; return False where all is to stop."""
+        while not self._stopping.wait(_PAUSE_BEFORE_RESTART_SECONDS):
+            with self._replacing:
+                if self._stopping.is_set():
+                    return False
+                try:
+                    self._processes[place] = self._new_process()
+                except OSError as error:
+                    _log.error(
+                        "a receiving process cannot be started: %s; trying again",
+                        error.strerror or type(error).__name__,
+                        extra={"action": "restart"},
+                    )
+                    continue
+                self.restart_count += 1
+                return True
+        return False
 
     def _new_process(self) -> ReceivingProcess:
         return ReceivingProcess(
@@ -214,7 +240,9 @@ class ReceivingProcess:
         self._numbers = 0
         self._lock = threading.Lock()
         self.connections: dict[int, str] = {}
-        """The address of each peer, by the number of its connection."""
+        """The address of each peer that is served, by the number of its connection."""
+        self.rejected: set[int] = set()
+        """The numbers of connections that are open to be rejected."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own module
@@ -256,7 +284,10 @@ class ReceivingProcess:
         with self._lock:
             self._numbers += 1
             number = self._numbers
-            self.connections[number] = address
+            if rejection is None:
+                self.connections[number] = address
+            else:
+                self.rejected.add(number)
         taken = self._channel.send(
             "serve",
             descriptor=connection.fileno(),
@@ -265,8 +296,7 @@ class ReceivingProcess:
             rejection=None if rejection is None else asdict(rejection),
         )
         if not taken:
-            with self._lock:
-                self.connections.pop(number, None)
+            self._forget(number)
         return taken
 
     def take_notes(self) -> None:
@@ -276,6 +306,7 @@ class ReceivingProcess:
         self._process.wait()
         with self._lock:
             self.connections.clear()
+            self.rejected.clear()
         for reception in sorted(self._receptions):
             self._on_ended(reception, False)
         self._receptions.clear()
@@ -297,6 +328,11 @@ class ReceivingProcess:
         self._process.kill()
         self._process.wait()
 
+    def _forget(self, number: int) -> None:
+        with self._lock:
+            self.connections.pop(number, None)
+            self.rejected.discard(number)
+
     def _note(self, message: Message) -> None:
         values = message.values
         if message.kind == "opened":
@@ -306,8 +342,7 @@ class ReceivingProcess:
             self._receptions.discard(values["reception"])
             self._on_ended(values["reception"], bool(values["complete"]))
         elif message.kind == "closed":
-            with self._lock:
-                self.connections.pop(values["number"], None)
+            self._forget(values["number"])
         elif message.kind == TALLY_KIND:
             take_counts(values, self._tally)
         elif message.kind == "log":

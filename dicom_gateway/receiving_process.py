@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final
@@ -72,6 +74,7 @@ def main(descriptor: int) -> None:
     """Receive until told to stop, or until the gateway is gone."""
     # Ctrl-C reaches the whole group; the gateway says when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _raise_the_number_of_descriptors()
     channel = ProcessChannel(socket.socket(fileno=descriptor))
     message = channel.receive()
     if message is None:
@@ -99,6 +102,13 @@ def main(descriptor: int) -> None:
     os._exit(0)
 
 
+def _raise_the_number_of_descriptors() -> None:
+    """Have as many descriptors as the system allows: a few an association, and the default is for programs with few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _commitment(settings: ReceiverSettings) -> Commitment | None:
     if settings.commitments is None or settings.ledger is None:
         return None
@@ -113,7 +123,10 @@ def _serve(channel: ProcessChannel, serving: Serving, counts: TellingCounts) -> 
         if message.kind == "stop":
             serving.stop(grace_seconds=float(message.values["grace_seconds"]))
             return
-        if message.kind == "serve" and message.descriptor is not None:
+        if message.kind == "serve" and message.descriptor is None:
+            # This process had no descriptor left for it: the system has closed it.
+            _closed(channel, counts, number=message.values["number"])
+        elif message.kind == "serve" and message.descriptor is not None:
             rejection = message.values["rejection"]
             serving.serve(
                 socket.socket(fileno=message.descriptor),

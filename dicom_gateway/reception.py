@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ _LOOKED_AT_BYTES: Final = 64 * 1024
 """What is kept of a data set in memory, to be looked at without its file. Many are no longer."""
 _DUPLICATE_SOP_INSTANCE: Final = 0x0111  # PS3.7 C.4.3
 _COMPARED_BYTES: Final = 1024 * 1024
-_MOST_OF_ONE_UID: Final = 10_000
+_MOST_OF_ONE_UID: Final = 100
 _HALF: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _ONE_INFLATED_AT_A_TIME: Final = threading.Lock()
 """Bounds what all senders of a process together can make grow in memory."""
@@ -247,7 +248,8 @@ class IncomingInstance:
                 self._check_against_the_first()
             os.fchmod(self._descriptor, durable_files.SHARED_FILE)
             if self._is_synced:
-                os.fdatasync(self._descriptor)
+                # Not fdatasync: that may leave the mode behind, by which a whole instance is known.
+                os.fsync(self._descriptor)
                 os.fsync(self._folder)
         except OSError as error:
             self.discard()
@@ -331,7 +333,8 @@ def sync_file_system(descriptor: int) -> None:
 
 def free_name(incoming: Path, uid: str) -> str:
     """Return a name for an instance that stands for none yet in a folder that nobody else writes to."""
-    return next(name for name in _names(uid) if not (incoming / name).exists())
+    names = itertools.chain((f"{uid}.dcm",), (f"{uid}_{copy}.dcm" for copy in itertools.count(2)))
+    return next(name for name in names if not (incoming / name).exists())
 
 
 def _names(uid: str) -> Iterator[str]:

@@ -107,7 +107,14 @@ class Serving:
         thread = threading.Thread(target=run, name="connection", daemon=True)
         with self._lock:
             self._open[thread] = served
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # there are as many threads as the system allows
+            _log.error("a connection cannot be served: %s", error, extra={"action": "association"})
+            with self._lock:
+                self._open.pop(thread, None)
+            connection.close()
+            on_end()
 
     def stop(self, *, grace_seconds: float) -> None:
         """Let what is open go on for ``grace_seconds``, then end it. What it had stored is told before this returns."""

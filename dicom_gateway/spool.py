@@ -11,10 +11,12 @@ made from what lies on disk, and may be cut short and done again: a reception wh
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,7 +38,6 @@ from dicom_gateway.reception import (
     Origin,
     Reception,
     free_name,
-    have_same_content,
     sync_file_system,
 )
 from flows_engine.handoff.fingerprint import FingerprintBuilder
@@ -269,9 +270,13 @@ class _Reunion:
         self.duplicates: dict[str, int] = {}
         self.conflicts: dict[str, int] = {}
         by_uid: dict[str, list[_Instance]] = {}
+        contents: dict[str, set[tuple[int, bytes]]] = {}
+        instances = list(instances)
+        more_than_one = {uid for uid, count in Counter(instance.uid for instance in instances).items() if count > 1}
         for instance in instances:
             others = by_uid.setdefault(instance.uid, [])
-            if any(_are_alike(one, instance) for one in others):
+            content = _content(instance) if instance.uid in more_than_one else (0, b"")
+            if others and content in contents[instance.uid]:
                 self.duplicates[instance.uid] = self.duplicates.get(instance.uid, 0) + 1
                 instance.path.unlink()
                 continue
@@ -279,7 +284,9 @@ class _Reunion:
                 self.conflicts[instance.uid] = self.conflicts.get(instance.uid, 0) + 1
             if others and on_conflict == "replace":
                 others.pop().path.unlink()
+                contents[instance.uid].clear()
             others.append(instance)
+            contents.setdefault(instance.uid, set()).add(content)
         self.kept = [instance for others in by_uid.values() for instance in others]
 
 
@@ -291,7 +298,7 @@ class _Collection:
         self._layout = layout
         self._groups: dict[int, _Group] = {}
         patients = Patients()
-        instances = sorted(_instances(self._incoming), key=lambda one: (one.modified_ns, one.path.name))
+        instances = sorted(_instances(self._incoming), key=_order_of_arrival)
         reunion = _Reunion(instances, on_conflict=on_conflict)
         for instance in reunion.kept:
             try:
@@ -411,11 +418,15 @@ def _make_shared_folders(folder: Path, *, below: Path) -> None:
         durable_files.make_folder(folder, mode=durable_files.SHARED_FOLDER)
 
 
-def _are_alike(one: _Instance, other: _Instance) -> bool:
-    if one.size_bytes != other.size_bytes:
-        return False
-    with one.path.open("rb") as first, other.path.open("rb") as second:
-        return have_same_content(first, second)
+def _order_of_arrival(instance: _Instance) -> tuple[bool, int, str]:
+    """Put what was there before first, whatever a clock that was set back says of the rest."""
+    return not instance.is_of_earlier_study, instance.modified_ns, instance.path.name
+
+
+def _content(instance: _Instance) -> tuple[int, bytes]:
+    """Return what tells one content from another: its size and its digest."""
+    with instance.path.open("rb") as file:
+        return instance.size_bytes, hashlib.file_digest(file, "sha256").digest()
 
 
 def _sync_file_system_of(folder: Path) -> None:

@@ -127,9 +127,11 @@ class StowDoor:
         except Exception as error:  # noqa: BLE001  # outer edge; the trace may quote what was sent
             _log.error("a request ended with %s", type(error).__name__, extra={"action": "store"})
             response = PlainTextResponse("the request could not be served\n", 500)
-        await asyncio.to_thread(upload.close)
-        if upload.reception is not None:
-            self._receptions.ended(upload.reception.id, complete=complete)
+        try:
+            await asyncio.to_thread(upload.close)
+        finally:
+            if upload.reception is not None:
+                self._receptions.ended(upload.reception.id, complete=complete)
         return response
 
     async def _pieces(self, request: Request) -> AsyncIterator[bytes]:

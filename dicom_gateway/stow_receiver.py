@@ -70,6 +70,7 @@ class StowReceiver:
         self._listening: socket.socket | None = None
         self._process: ReceivingProcess | None = None
         self._stopping = threading.Event()
+        self._replacing = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="stow", daemon=True)
         self.restart_count = 0
         """How many processes were started in place of one that died."""
@@ -110,7 +111,8 @@ class StowReceiver:
         """Take no more requests, let open ones go on for ``grace_seconds``, then end all there are."""
         if self._listening is None or self._process is None or self._thread.ident is None:
             return
-        self._stopping.set()
+        with self._replacing:
+            self._stopping.set()
         self._process.tell_to_stop(grace_seconds=grace_seconds)
         self._process.end(deadline=time.monotonic() + grace_seconds + _END_SECONDS)
         self._thread.join()
@@ -122,11 +124,26 @@ class StowReceiver:
             if self._stopping.is_set():
                 return
             _log.error("the process that receives over HTTP died; another one is started", extra={"action": "restart"})
-            self._stopping.wait(_PAUSE_BEFORE_RESTART_SECONDS)
-            if self._stopping.is_set():
+            if not self._replace():
                 return
-            self._process = self._new_process()
-            self.restart_count += 1
+
+    def _replace(self) -> bool:
+        while not self._stopping.wait(_PAUSE_BEFORE_RESTART_SECONDS):
+            with self._replacing:
+                if self._stopping.is_set():
+                    return False
+                try:
+                    self._process = self._new_process()
+                except OSError as error:
+                    _log.error(
+                        "the process that receives over HTTP cannot be started: %s; trying again",
+                        error.strerror or type(error).__name__,
+                        extra={"action": "restart"},
+                    )
+                    continue
+                self.restart_count += 1
+                return True
+        return False
 
     def _new_process(self) -> ReceivingProcess:
         return ReceivingProcess(

@@ -64,25 +64,30 @@ class HeldSocket(AssociationSocket):
         self._message_bytes = 0
         self._received = received
         self._pdu_seconds = pdu_seconds
+        # The two threads take turns. Each letting go begins another turn, and what was said of an earlier one counts no
+        # more: neither thread can miss what the other did while it was not running.
+        self._turns = threading.Condition()
+        self._turn = 0
+        self._held_in_turn = -1
         self._is_wanted = False
-        self._is_held = threading.Event()
-        self._is_let = threading.Event()
 
     def hold(self) -> None:
         """Ask the DUL thread to stop before it reads again. It does so once it has nothing else to do."""
-        self._is_let.clear()
-        self._is_wanted = True
+        with self._turns:
+            self._is_wanted = True
 
     def is_held(self, *, timeout_seconds: float) -> bool:
         """Wait for the DUL thread to stop, and tell whether it has."""
-        return self._is_held.wait(timeout_seconds)
+        with self._turns:
+            return self._turns.wait_for(lambda: self._held_in_turn == self._turn, timeout_seconds)
 
     def let(self, received: bytes = b"") -> None:
         """Let the DUL thread go on, with ``received`` as the first that it reads."""
-        self._received += received
-        self._is_wanted = False
-        self._is_held.clear()
-        self._is_let.set()
+        with self._turns:
+            self._received += received
+            self._is_wanted = False
+            self._turn += 1
+            self._turns.notify_all()
 
     def taken(self) -> bytes:
         """Take what the DUL thread has left of ``received``. Only while it is held."""
@@ -100,9 +105,11 @@ class HeldSocket(AssociationSocket):
     @property
     def ready(self) -> bool:
         """Tell the DUL thread whether there is something to read; it stops here while it is held."""
-        if self._is_wanted:
-            self._is_held.set()
-            self._is_let.wait()
+        with self._turns:
+            if self._is_wanted:
+                turn = self._held_in_turn = self._turn
+                self._turns.notify_all()
+                self._turns.wait_for(lambda: self._turn != turn)
         if self.socket is None or not self._is_connected:
             return False
         try:
@@ -210,6 +217,13 @@ class StoreAssociation(Association):
         """Serve the association until it ends; pynetdicom's own loop serves its last messages."""
         transport = self.dul.socket
         assert isinstance(transport, HeldSocket)
+        try:
+            self._serve_to_the_end(transport)
+        finally:
+            # Whatever went wrong, the other thread is not to wait for this one.
+            transport.let()
+
+    def _serve_to_the_end(self, transport: HeldSocket) -> None:
         path = self._make_path(self)
         while self._serve_all_but_stores(transport):
             ending = Ending.OTHER

@@ -14,7 +14,7 @@ from dicom_gateway.committed_instances import CommittedInstances
 from dicom_gateway.completeness import Waiting
 from dicom_gateway.data_dir_lock import DataDirLock
 from dicom_gateway.disk_room import DiskRoom
-from dicom_gateway.durable_files import PRIVATE_FOLDER, spread_folders
+from dicom_gateway.durable_files import PRIVATE_FOLDER, keeps_modes, spread_folders
 from dicom_gateway.errors import StartError
 from dicom_gateway.instance_filling import InstanceFilling
 from dicom_gateway.intake import Intake
@@ -322,6 +322,11 @@ def _make_folders(data_dir: Path) -> tuple[Path, Path, Path]:
         for folder in folders:
             folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
         spread_folders(folders[0])
+        if not keeps_modes(folders[0]):
+            raise StartError(
+                f"DATA_DIR: the file system of {data_dir} does not keep the modes of files, by which whole instances"
+                " are told from half ones; use a local one, such as ext4 or XFS"
+            )
     except OSError as error:
         raise StartError(f"DATA_DIR: {data_dir} cannot be used: {error.strerror}") from error
     return folders

@@ -558,3 +558,45 @@ def test_another_content_under_a_uid_of_the_earlier_version(make_late, on_confli
     assert (record.instance_count, record.conflict_count) == (count, 1)
     assert {value for (value,) in record.fingerprint.columns["0008103E"].values} == kept
     assert len(list(world.store.input_folder(first.study_id).iterdir())) == 1
+
+
+def test_a_held_study_that_is_sent_again_whole_runs(make_late):
+    world = make_late()
+    datasets = [ct(), ct()]
+    assert received_now(world, *datasets, complete=False).outcome == "held"
+    again = received_now(world, *datasets)
+    assert (again.outcome, again.instance_count) == ("triggered", 2)
+    assert len(world.trigger.runs) == 1
+
+
+@pytest.mark.parametrize("step", ["link", "collect", "write_record", "rename"])
+def test_a_late_arrival_whose_closing_is_cut_short_is_late_all_the_same(make_late, monkeypatch, step):
+    world = make_late()
+    datasets = [ct(), ct()]
+    first = received_now(world, *datasets)
+    world.intake.stop()
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_arguments, **_named):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        if step == "rename":
+            real = Path.rename
+            patch.setattr(
+                Path, "rename", lambda self, target: die() if "studies" in str(target) else real(self, target)
+            )
+        elif step == "write_record":
+            patch.setattr(intake_module, step, die)
+        else:
+            patch.setattr(world.spool, step, die)
+        with pytest.raises(Killed):
+            world.receive(*datasets)
+    world.restart()
+    wait_until(lambda: len(world.ledger.studies()) == 2 and world.settled())
+    again = world.ledger.studies()[0]
+    assert (again.outcome, again.instance_count) == ("no-match", 2)
+    assert first.study_id in again.reason
+    assert len(world.trigger.runs) == 1

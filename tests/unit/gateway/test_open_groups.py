@@ -268,3 +268,44 @@ def test_a_folder_of_the_spool_names_no_patient(world):
     names = [str(path.relative_to(world.spool.root)) for path in world.spool.root.rglob("*")]
     assert names
     assert not [name for name in names if "CANARY" in name or name == "1.1"]
+
+
+def test_a_clock_that_was_set_back_costs_one_wait_at_most(world):
+    world.take(of("1.1"))
+    world.now -= 3600
+    assert world.due() == []
+    world.now += IDLE - 1
+    assert world.due() == []
+    world.now += 1
+    assert len(world.due()) == 1
+
+
+def test_what_one_sender_aborted_changes_nothing_for_others(make_world):
+    world = make_world("association")
+    world.take(of("1.1"), is_complete=False, ae_title="ANOTHER")
+    parallel = world.receive(of("1.2"))
+    world.take(of("1.2"))
+    (due,) = world.due(parallel)
+    assert world.close(due) == [1]
+    parallel.close()
+    world.groups.take(parallel.id, is_complete=True)
+    (due,) = world.due()
+    assert world.close(due) == [1]
+
+
+def test_a_disk_that_cannot_be_read_for_one_group_stops_no_other(world, monkeypatch, caplog):
+    world.take(of("1.1"))
+    world.take(of("1.2"))
+    open_one = world.receive(of("1.3"))
+    world.now += IDLE
+    real = world.spool.headers
+    failing = iter([True])
+
+    def headers(*arguments, **named):
+        if next(failing, False):
+            raise OSError(5, "Input/output error")
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(world.spool, "headers", headers)
+    assert len(world.due(open_one)) == 1
+    assert "Input/output error" in caplog.text

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dicom_gateway.errors import StartError
+from dicom_gateway.peers import AssociationLimits
 from dicom_gateway.receiver import Receiver, ReceiverSettings
 from tests.fakes.instances import ct
 from tests.fakes.store_scu import association, send
@@ -140,3 +142,46 @@ def test_a_peer_that_only_connects_costs_no_more_than_its_connection(make_receiv
         wait_until(lambda: receiver.open_connections == 1)
         threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
         assert threads <= 4
+
+
+def test_a_process_that_cannot_be_started_is_tried_again_and_a_stop_does_not_wait_for_it(make_receiver, monkeypatch):
+    receiver = make_receiver()
+    receiver.start()
+    real, failures = receiver._new_process, iter([True])
+
+    def new_process():
+        if next(failures, False):
+            raise OSError(12, "Cannot allocate memory")
+        return real()
+
+    monkeypatch.setattr(receiver, "_new_process", new_process)
+    (before,) = processes_of(receiver)
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: processes_of(receiver) != [before])
+    os.kill(processes_of(receiver)[0], signal.SIGKILL)
+    began = time.monotonic()
+    receiver.stop(grace_seconds=0)
+    assert time.monotonic() - began < 10
+
+
+def test_connections_that_a_process_has_no_descriptor_for_are_not_counted_for_ever(make_receiver):
+    receiver = make_receiver()
+    receiver.start()
+    (process,) = receiver._processes
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (40, 40))
+    silent = [socket.create_connection(("127.0.0.1", receiver.port), timeout=2) for _ in range(60)]
+    for connection in silent:
+        connection.close()
+    wait_until(lambda: receiver.open_connections == 0, seconds=40)
+
+
+def test_who_is_one_too_many_takes_no_place(make_receiver):
+    receiver = make_receiver(limits=AssociationLimits(in_all=10, of_one_peer=3))
+    receiver.start()
+    silent = [socket.create_connection(("127.0.0.1", receiver.port), timeout=2) for _ in range(60)]
+    wait_until(lambda: receiver.open_connections == 3)
+    assert len(receiver._processes[0].rejected) <= 32
+    with socket.create_connection(("127.0.0.1", receiver.port), timeout=2, source_address=("127.0.0.2", 0)):
+        wait_until(lambda: receiver.open_connections == 4)
+    for connection in silent:
+        connection.close()

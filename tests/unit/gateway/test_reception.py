@@ -165,7 +165,7 @@ def test_a_disk_that_fails_at_the_last_moment_leaves_nothing(open_reception, tmp
     def fail(_descriptor):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "fdatasync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(SpoolFullError, match="Input/output error"):
         reception.store(received(ct()))
     assert len(list(tmp_path.rglob("*.dcm"))) == 1

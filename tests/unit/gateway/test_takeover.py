@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import inspect
 import queue
+import socket
+import sys
+import threading
 
 from pynetdicom import AE, __version__, association, dul, fsm, transport
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.dimse import DIMSEServiceProvider
+
+from dicom_gateway.takeover import HeldSocket
 
 PINNED = "3.0.4"
 
@@ -51,3 +56,37 @@ def test_a_pdu_is_read_by_two_calls_of_recv():
 def test_a_socket_knows_whether_it_is_connected():
     assert "self._is_connected" in inspect.getsource(transport.AssociationSocket.__init__)
     assert fsm.TRANSITION_TABLE["Evt17", "Sta6"] == "AA-4"
+
+
+def test_neither_thread_misses_the_other_whenever_it_is_interrupted(monkeypatch):
+    """The one that is held loses its turn right after it has said so; the other one lets it go, and holds it again."""
+    left, right = socket.socketpair()
+    made = association.Association(AE(), MODE_ACCEPTOR)
+    held = HeldSocket(made, connection=left, received=b"", pdu_seconds=5, most_message_bytes=None)
+    looks = []
+
+    def look():
+        while len(looks) < 200:
+            looks.append(held.ready)
+
+    thread = threading.Thread(target=look, daemon=True)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        held.hold()
+        thread.start()
+        while thread.is_alive():
+            if held.is_held(timeout_seconds=5) and thread.is_alive():
+                held.let()
+                held.hold()
+            elif thread.is_alive():
+                raise AssertionError("the thread waits, and nobody knows")
+            if len(looks) >= 199:
+                held.let()
+                thread.join(5)
+    finally:
+        sys.setswitchinterval(before)
+        held.let()
+        left.close()
+        right.close()
+    assert len(looks) == 200
