@@ -40,6 +40,7 @@ def site_environment(root: Path, **settings: str) -> dict[str, str]:
         "AE_PORT": str(unused_port()),
         "PREFECT_SERVER_API_PORT": str(unused_port()),
         "CPU_SLOTS": "2",
+        "INCOMPLETE_SECONDS": "0",
         "SEND_RETRY_DELAYS_SECONDS": "0.5,1",
         **settings,
     }

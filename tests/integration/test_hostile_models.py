@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -31,6 +31,7 @@ from flows_engine.wiring import Engine
 from tests.fakes.store_scp import StoreScp
 from tests.integration.one_study import STUDY, engine_with_one_study
 from tests.remote_engine import own_engine
+from tests.services import ROOT
 
 pytestmark = pytest.mark.docker
 logger = logging.getLogger("test")
@@ -279,8 +280,10 @@ _AS_ROOT = (
 )
 
 
-def _as_another_user(folder: Path, data_dir: Path) -> None:
+def as_another_user(folder: Path, data_dir: Path) -> None:
     """Run models of root in a process that is not; write down what became of it."""
+    # What is imported late could not be read by another user.
+    Hospital(folder.parent / "warm" / "data").run("true")
     socket_group = Path(own_engine().url.removeprefix("unix://")).stat().st_gid
     os.setgroups([socket_group])
     os.setgid(_WORKER)
@@ -306,13 +309,18 @@ def test_what_a_model_writes_as_root_is_the_workers_who_is_not() -> None:
         folder.chmod(0o755)
         (folder / "worker").mkdir()
         os.chown(folder / "worker", _WORKER, _WORKER)
-        # What is imported late could not be read by another user.
-        warm = Hospital(folder / "warm" / "data")
-        warm.run("true")
-        process = multiprocessing.get_context("fork").Process(
-            target=_as_another_user, args=(folder / "worker", folder / "worker" / "data")
+        # A process of its own: what others have imported and begun is not to matter.
+        script = (
+            "import pathlib, sys; from tests.integration.test_hostile_models import as_another_user;"
+            " as_another_user(*map(pathlib.Path, sys.argv[1:]))"
         )
-        process.start()
-        process.join(timeout=60)
-        assert process.exitcode == 0
+        ran = subprocess.run(
+            [sys.executable, "-c", script, folder / "worker", folder / "worker" / "data"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
         assert (folder / "worker" / "told").read_text() == "3 3 ModelTimedOutError 3"
