@@ -14,12 +14,12 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicom_gateway.commitment import CLASS_CONFLICT, NO_SUCH_INSTANCE, PROCESSING_FAILURE, Reference
 from dicom_gateway.errors import LedgerSilentError
-from dicom_gateway.file_content import file_content
 from dicom_gateway.instance_lookup import instance_lookup
 from dicom_gateway.part10_head import HeadError, read_part10_head
 from dicom_gateway.reception import INCOMING_NAME, Durability, sync_file_system
 from dicom_gateway.uid_key import UidKey, find_uid_key
-from flows_engine.handoff.header import UnreadableError, read_file_header
+from flows_engine.handoff.header import UnreadableError
+from flows_engine.handoff.header_file import read_open_file_header
 from flows_engine.handoff.study_store import StudyNotFoundError, StudyStore
 
 _WHOLE: Final = stat.S_IROTH
@@ -143,13 +143,13 @@ def _class_of(path: Path, uid: str) -> str | None:
     where it has moved on.
     """
     try:
-        with file_content(path, small_bytes=0) as content:
-            head = read_part10_head(content[:_HEAD_BYTES])
+        with path.open("rb") as file:
+            head = read_part10_head(file.read(_HEAD_BYTES))
             if head is None or head.sop_instance_uid != uid:
                 return _DAMAGED
             # To inflate one would take its size in memory; that its end is there was seen when it came.
             if head.transfer_syntax_uid != DeflatedExplicitVRLittleEndian:
-                read_file_header(content)
+                read_open_file_header(file.fileno())
             return head.sop_class_uid
     except FileNotFoundError:
         return None

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sqlite3
-import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from dicom_gateway.ledger import Ledger
+from dicom_gateway.study_filling import StudyFilling
 from dicom_gateway.uid_key import UidKey
 from flows_engine.handoff.study_store import StudyNotFoundError, StudyStore
-
-_log = logging.getLogger(__name__)
-_ACTION: Final = {"action": "enter_instances"}
 
 
 def uids_of_files(folder: Path) -> frozenset[str]:
@@ -27,43 +22,25 @@ def uids_of_files(folder: Path) -> frozenset[str]:
     return frozenset(name.removesuffix(".dcm").partition("_")[0] for name in names)
 
 
-class InstanceFilling:
-    """A thread that works once through the studies that are not in the index, newest first, and ends.
+class InstanceFilling(StudyFilling):
+    """Works through the studies that are not in the index, newest first."""
 
-    It may be cut short: what is left is done after the next start.
-    """
+    action = "enter_instances"
+    missing = "the index of instances has gaps"
+    entered = "studies whose instances can be committed from now on"
 
     def __init__(self, *, ledger: Ledger, store: StudyStore, uid_key: UidKey) -> None:
+        super().__init__()
         self._ledger = ledger
         self._store = store
         self._uid_key = uid_key
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="instance-filling", daemon=True)
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+    def study_ids(self) -> Sequence[str]:
+        """Return the studies that are not in the index, newest first."""
+        return self._ledger.without_instances()
 
-    def stop(self) -> None:
-        """Finish the study at hand, and stop."""
-        self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        entered = 0
-        try:
-            for study_id in self._ledger.without_instances():
-                if self._stopping.is_set():
-                    return
-                entered += self._enter(study_id)
-        except sqlite3.Error as error:
-            _log.error("the index of instances has gaps (%s); a restart goes on", type(error).__name__, extra=_ACTION)
-            return
-        if entered:
-            _log.info("studies whose instances can be committed from now on: %d", entered, extra=_ACTION)
-
-    def _enter(self, study_id: str) -> bool:
+    def enter(self, study_id: str) -> bool:
+        """Enter the SOP Instance UIDs of one study."""
         try:
             uids = uids_of_files(self._store.input_folder(study_id))
         except (StudyNotFoundError, FileNotFoundError):

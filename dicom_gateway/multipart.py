@@ -1,6 +1,6 @@
 """A multipart body, piece by piece as it comes, of whatever size (RFC 2046 5.1.1). Pure, and made for hostile bytes.
 
-Parsers that there are expect forms (``multipart/form-data``), and refuse parts without a Content-Disposition; those of
+Parsers that there are expect the forms of browsers, and refuse parts without a Content-Disposition; those of
 ``multipart/related`` (RFC 2387) have none.
 """
 

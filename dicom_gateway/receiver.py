@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from dicom_gateway.errors import StartError
+from dicom_gateway.listening import listen
 from dicom_gateway.peers import NO_ROOM, Rejection
 from dicom_gateway.process_channel import Message, ProcessChannel
 from dicom_gateway.receiver_settings import ReceiverSettings
@@ -381,19 +382,4 @@ def _doors(settings: ReceiverSettings) -> list[_Door]:
 
 
 def _listen(hostname: str, port: int, *, setting: str) -> socket.socket:
-    try:
-        found = socket.getaddrinfo(hostname or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        # IPv4 first: "localhost" means 127.0.0.1 to most senders.
-        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-        return socket.create_server((str(address[0]), int(address[1])), family=family, backlog=_LISTEN_BACKLOG)
-    except OSError as error:
-        raise StartError(_cannot_listen(hostname, port, error, setting=setting)) from error
-
-
-def _cannot_listen(hostname: str, port: int, error: OSError, *, setting: str) -> str:
-    where = f"{hostname or '*'}:{port}"
-    if error.errno == errno.EADDRINUSE:
-        return f"{setting}: {where} is in use by another program; stop it, or set {setting} to a free port"
-    if error.errno == errno.EACCES:
-        return f"{setting}: {where} may not be used without privileges; set {setting} to a port above 1023"
-    return f"AE_HOSTNAME: cannot listen on {where}: {error.strerror or error}"
+    return listen(hostname, port, hostname_setting="AE_HOSTNAME", port_setting=setting, backlog=_LISTEN_BACKLOG)

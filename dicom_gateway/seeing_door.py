@@ -15,8 +15,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from dicom_gateway.errors import StartError
-from dicom_gateway.http_listening import listen
 from dicom_gateway.http_server import HttpServer
+from dicom_gateway.listening import listen
 
 _MOST_CONNECTIONS: Final = 64
 
@@ -42,7 +42,9 @@ class SeeingDoor:
 
     def start(self) -> None:
         """Begin to answer. Raises ``StartError``."""
-        self._listening = listen(self._hostname, self._port, setting="METRICS")
+        self._listening = listen(
+            self._hostname, self._port, hostname_setting="METRICS_HOSTNAME", port_setting="METRICS_PORT"
+        )
         self._server.start(self._listening)
 
     def stop(self) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 
 from dicom_gateway.disk_room import DiskRoom
 from dicom_gateway.errors import StartError
-from dicom_gateway.http_listening import listen
+from dicom_gateway.listening import listen
 from dicom_gateway.process_channel import ProcessChannel
 from dicom_gateway.receiver import ReceivingProcess
 from dicom_gateway.reception import Durability
@@ -89,7 +89,9 @@ class StowReceiver:
     def start(self) -> None:
         """Begin to listen. Raises ``StartError``."""
         settings = self._settings
-        self._listening = listen(settings.hostname, settings.port, setting="STOW")
+        self._listening = listen(
+            settings.hostname, settings.port, hostname_setting="STOW_HOSTNAME", port_setting="STOW_PORT"
+        )
         try:
             self._process = self._new_process()
             self._process.wait_until_ready(deadline=time.monotonic() + _START_SECONDS)

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 
-from dicom_gateway.http_listening import listen
 from dicom_gateway.http_server import HttpServer
+from dicom_gateway.listening import listen
 from dicom_gateway.spool import Spool
 from dicom_gateway.stow_application import StowDoor
 from dicom_gateway.stow_credentials import StowCredentials
@@ -42,7 +42,7 @@ class Served:
             tally=self.tally,
             silence_seconds=silence_seconds,
         )
-        self.listening = listen("localhost", 0, setting="STOW")
+        self.listening = listen("localhost", 0, hostname_setting="STOW_HOSTNAME", port_setting="STOW_PORT")
         self.port = self.listening.getsockname()[1]
         self.server = HttpServer(door.application(), name="stow", most_connections=16)
         self.server.start(self.listening)

@@ -23,7 +23,7 @@ def test_the_boundary_is_found(content_type, boundary):
     [
         "",
         "application/dicom",
-        "multipart/form-data; boundary=abc",
+        "multipart/mixed; boundary=abc",
         'multipart/related; type="application/dicom+json"; boundary=abc',
         'multipart/related; type="application/dicom+xml"; boundary=abc',
         ";;;=\x00",
