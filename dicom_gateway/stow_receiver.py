@@ -8,28 +8,21 @@ from __future__ import annotations
 
 import logging
 import socket
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
 
 from dicom_gateway.disk_room import DiskRoom
 from dicom_gateway.errors import StartError
 from dicom_gateway.listening import listen
 from dicom_gateway.process_channel import ProcessChannel
-from dicom_gateway.receiver import ReceivingProcess
+from dicom_gateway.process_keeper import ProcessKeeper, ReceivingProcess
 from dicom_gateway.reception import Durability
 from dicom_gateway.spool import OnConflict
 from dicom_gateway.stow_credentials import StowCredentials
 from dicom_gateway.tally import Tally
 
 _log = logging.getLogger(__name__)
-
-_START_SECONDS: Final = 60.0
-_PAUSE_BEFORE_RESTART_SECONDS: Final = 1.0
-_END_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +61,7 @@ class StowReceiver:
         self._on_ended = on_ended
         self._tally = tally
         self._listening: socket.socket | None = None
-        self._process: ReceivingProcess | None = None
-        self._stopping = threading.Event()
-        self._replacing = threading.Lock()
-        self._thread = threading.Thread(target=self._watch, name="stow", daemon=True)
-        self.restart_count = 0
-        """How many processes were started in place of one that died."""
+        self._keeper = ProcessKeeper(self._new_process, count=1, what="the process that receives over HTTP")
 
     @property
     def port(self) -> int:
@@ -82,9 +70,14 @@ class StowReceiver:
             raise StartError("nothing is received over HTTP yet")
         return int(self._listening.getsockname()[1])
 
+    @property
+    def restart_count(self) -> int:
+        """How many processes were started in place of one that died."""
+        return self._keeper.restart_count
+
     def is_listening(self) -> bool:
         """Tell whether a request would be served."""
-        return self._process is not None and self._process.is_alive and not self._stopping.is_set()
+        return self._keeper.is_alive
 
     def start(self) -> None:
         """Begin to listen. Raises ``StartError``."""
@@ -93,14 +86,10 @@ class StowReceiver:
             settings.hostname, settings.port, hostname_setting="STOW_HOSTNAME", port_setting="STOW_PORT"
         )
         try:
-            self._process = self._new_process()
-            self._process.wait_until_ready(deadline=time.monotonic() + _START_SECONDS)
+            self._keeper.start()
         except StartError:
             self._listening.close()
-            if self._process is not None:
-                self._process.kill()
             raise
-        self._thread.start()
         _log.info(
             "studies are taken over HTTP on %s:%d%s",
             settings.hostname or "*",
@@ -111,41 +100,10 @@ class StowReceiver:
 
     def stop(self, *, grace_seconds: float) -> None:
         """Take no more requests, let open ones go on for ``grace_seconds``, then end all there are."""
-        if self._listening is None or self._process is None or self._thread.ident is None:
+        if self._listening is None:
             return
-        with self._replacing:
-            self._stopping.set()
-        self._process.tell_to_stop(grace_seconds=grace_seconds)
-        self._process.end(deadline=time.monotonic() + grace_seconds + _END_SECONDS)
-        self._thread.join()
+        self._keeper.stop(grace_seconds=grace_seconds)
         self._listening.close()
-
-    def _watch(self) -> None:
-        while self._process is not None:
-            self._process.take_notes()
-            if self._stopping.is_set():
-                return
-            _log.error("the process that receives over HTTP died; another one is started", extra={"action": "restart"})
-            if not self._replace():
-                return
-
-    def _replace(self) -> bool:
-        while not self._stopping.wait(_PAUSE_BEFORE_RESTART_SECONDS):
-            with self._replacing:
-                if self._stopping.is_set():
-                    return False
-                try:
-                    self._process = self._new_process()
-                except OSError as error:
-                    _log.error(
-                        "the process that receives over HTTP cannot be started: %s; trying again",
-                        error.strerror or type(error).__name__,
-                        extra={"action": "restart"},
-                    )
-                    continue
-                self.restart_count += 1
-                return True
-        return False
 
     def _new_process(self) -> ReceivingProcess:
         return ReceivingProcess(

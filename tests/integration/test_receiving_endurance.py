@@ -53,7 +53,7 @@ class Receiving:
         )
         self.receiver.start()
         self.port = self.receiver.port
-        self.process = psutil.Process(self.receiver._processes[0].pid)
+        self.process = psutil.Process(self.receiver._keeper.processes[0].pid)
 
     def files(self):
         return {path.name: path for path in self.spool.root.rglob("*.dcm")}

@@ -103,7 +103,7 @@ def test_no_page_names_a_peer_or_a_patient(gateway):
 
 def test_a_receiving_process_that_dies_is_counted_and_readiness_comes_back(gateway):
     assert get(gateway, "/readyz").text == "ready\n"
-    (process,) = gateway._receiver._processes
+    (process,) = gateway._receiver._keeper.processes
     os.kill(process.pid, signal.SIGKILL)
     wait_until(lambda: get(gateway, "/readyz").status_code == 503, seconds=10, what="it is not ready")
     assert get(gateway, "/healthz").status_code == 200

@@ -180,7 +180,7 @@ def test_a_request_outlives_the_process_that_took_it(make_site, free_port):
 
     class Deaf(Reports):
         def take(self, event):
-            os.kill(site.gateway._receiver._processes[0].pid, signal.SIGKILL)
+            os.kill(site.gateway._receiver._keeper.processes[0].pid, signal.SIGKILL)
             return 0x0110, None
 
     with report_scp(free_port, late), commitment_association(site.port, Deaf()) as opened:

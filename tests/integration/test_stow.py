@@ -58,7 +58,7 @@ class Site:
 
     @property
     def pid(self):
-        return self.gateway._stow._process.pid
+        return self.gateway._stow._keeper.processes[0].pid
 
     def studies(self, count=1):
         def settled():
@@ -114,7 +114,7 @@ def test_a_study_is_stored_bit_for_bit_and_decided_on(site):
 
 def test_when_it_is_answered_it_is_on_disk(site):
     dataset = ct()
-    os.kill(site.gateway._stow._process.pid, 0)
+    os.kill(site.gateway._stow._keeper.processes[0].pid, 0)
     assert post(site.port, body([dicom_file(dataset)])).status_code == 200
     os.kill(site.pid, signal.SIGKILL)
     (study,) = site.studies()

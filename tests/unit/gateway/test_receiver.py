@@ -44,7 +44,7 @@ def wait_until(condition, *, seconds=15.0):
 
 
 def processes_of(receiver):
-    return [process.pid for process in receiver._processes]
+    return [process.pid for process in receiver._keeper.processes]
 
 
 def test_localhost_listens_on_the_loopback_alone(make_receiver):
@@ -94,7 +94,7 @@ def test_connections_are_spread_evenly(make_receiver):
     receiver.start()
     connections = [socket.create_connection(("127.0.0.1", receiver.port), timeout=2) for _ in range(10)]
     wait_until(lambda: receiver.open_connections == 10)
-    assert [len(process.connections) for process in receiver._processes] == [5, 5]
+    assert [len(process.connections) for process in receiver._keeper.processes] == [5, 5]
     for connection in connections:
         connection.close()
 
@@ -127,8 +127,9 @@ def test_the_processes_follow_a_gateway_that_is_gone(make_receiver):
     receiver = make_receiver(processes=2)
     receiver.start()
     pids = processes_of(receiver)
+    receiver._keeper._stopping.set()
     receiver._stopping.set()
-    for process in receiver._processes:
+    for process in receiver._keeper.processes:
         process._channel.close()
         process._process.wait(timeout=5)
     assert not [pid for pid in pids if Path(f"/proc/{pid}/exe").exists()]
@@ -147,14 +148,14 @@ def test_a_peer_that_only_connects_costs_no_more_than_its_connection(make_receiv
 def test_a_process_that_cannot_be_started_is_tried_again_and_a_stop_does_not_wait_for_it(make_receiver, monkeypatch):
     receiver = make_receiver()
     receiver.start()
-    real, failures = receiver._new_process, iter([True])
+    real, failures = receiver._keeper._make, iter([True])
 
     def new_process():
         if next(failures, False):
             raise OSError(12, "Cannot allocate memory")
         return real()
 
-    monkeypatch.setattr(receiver, "_new_process", new_process)
+    monkeypatch.setattr(receiver._keeper, "_make", new_process)
     (before,) = processes_of(receiver)
     os.kill(before, signal.SIGKILL)
     wait_until(lambda: processes_of(receiver) != [before])
@@ -167,7 +168,7 @@ def test_a_process_that_cannot_be_started_is_tried_again_and_a_stop_does_not_wai
 def test_connections_that_a_process_has_no_descriptor_for_are_not_counted_for_ever(make_receiver):
     receiver = make_receiver()
     receiver.start()
-    (process,) = receiver._processes
+    (process,) = receiver._keeper.processes
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (40, 40))
     silent = [socket.create_connection(("127.0.0.1", receiver.port), timeout=2) for _ in range(60)]
     for connection in silent:
@@ -180,7 +181,7 @@ def test_who_is_one_too_many_takes_no_place(make_receiver):
     receiver.start()
     silent = [socket.create_connection(("127.0.0.1", receiver.port), timeout=2) for _ in range(60)]
     wait_until(lambda: receiver.open_connections == 3)
-    assert len(receiver._processes[0].rejected) <= 32
+    assert len(receiver._keeper.processes[0].rejected) <= 32
     with socket.create_connection(("127.0.0.1", receiver.port), timeout=2, source_address=("127.0.0.2", 0)):
         wait_until(lambda: receiver.open_connections == 4)
     for connection in silent:
