@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# They start hosts of their own.
-_WITHOUT_THE_SITE = ("tests/acceptance/test_demo_command.py", "tests/acceptance/test_up_command.py")
+# They start hosts or gateways of their own.
+_WITHOUT_THE_SITE = {
+    f"tests/acceptance/{name}.py" for name in ("test_demo_command", "test_receiving_killed", "test_up_command")
+}
 
 
 def share_of(node_id: str) -> str:
