@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 PYTHON_BIN := .venv/bin
 HOST := deployments/host
+# Most of a test's time is waiting: more processes than the two processors that CI has, and no more than their memory bears.
+TEST_PROCESSES ?= 3
 # Nothing in the house reports to anyone, test runs included.
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
@@ -19,8 +21,8 @@ demo: environment dcmtk images ## Send a study through everything, with real par
 up: environment images ## Run DicomFlow on this host until Ctrl-C
 	@$(PYTHON_BIN)/dicomflow up
 
-test: environment dcmtk chromium images ## Run all tests
-	@$(PYTHON_BIN)/python -m pytest
+test: environment dcmtk chromium images ## Run all tests, several at a time
+	@$(PYTHON_BIN)/python -m pytest -n $(TEST_PROCESSES)
 
 check: lint types map scripts generated ## Lint, types, the map of imports, scripts, and what is generated from other files
 

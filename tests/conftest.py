@@ -14,6 +14,7 @@ import pytest
 from tests import services
 from tests.acceptance.browser import installed_browser
 from tests.gpu_engine import missing_dockerd
+from tests.shares import ByFile
 
 _DCMTK_TOOLS = ("dcmdump", "dcmodify", "echoscu", "storescp", "storescu")
 
@@ -47,6 +48,11 @@ _REQUIREMENTS: dict[str, Callable[[], str | None]] = {
 }
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
+    """Share a run among processes (``pytest -n``) by files."""
+    return ByFile(config, log)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test whose tool is missing on a laptop; fail it in CI, where a skipped test would pass for a green one."""
     for marker, missing in _REQUIREMENTS.items():
@@ -74,7 +80,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API URL of a real, empty Prefect server on PostgreSQL, one for the whole test run."""
+    """The API URL of a real, empty Prefect server on PostgreSQL, one for each process of a test run."""
     with services.prefect_server(tmp_path_factory.mktemp("prefect-server")) as url:
         yield url
 
@@ -89,6 +95,8 @@ def empty_prefect(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Itera
         environment.setenv("PREFECT_API_URL", prefect_server)
         # Whoever has to wait for a server that is away does so by itself.
         environment.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+        for name, value in services.WITHOUT_AUTHORITIES.items():
+            environment.setenv(name, value)
         refresh_global_settings_context()
         yield prefect_server
     refresh_global_settings_context()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import os
 import subprocess
 import tempfile
@@ -19,12 +20,13 @@ import docker
 
 from flows_engine.handoff.engine_address import EngineAddress
 from flows_engine.handoff.site_settings import load_site_settings
+from tests.claims import claim
 from tests.services import running, wait_until
 
 # The engine's own files: a folder that its empty temporary folder does not hide.
 _PLACE = "/var/tmp"
-# Of the block for documentation (RFC 5737), which no host of a site has.
-_NETWORK = ipaddress.ip_network("192.0.2.0/24")
+# Of a block for documentation (RFC 5737), which no host of a site has; a machine for tests may have another of them.
+_NETWORKS = list(ipaddress.ip_network("198.51.100.0/24").subnets(new_prefix=30))
 
 
 @dataclass(kw_only=True)
@@ -143,23 +145,31 @@ def _namespaces(folder: Path, data_size: str | None) -> Iterator[tuple[subproces
     small = f"mount -t tmpfs -o size={data_size} tmpfs {folder}/data;" if data_size else ""
     script = f"mount -t tmpfs tmpfs /tmp; {small} ip link set lo up; touch {folder}/ready; exec sleep infinity"
     command = ["unshare", "--mount", "--net", "--propagation=private", "sh", "-c", script]
-    with running(command, log=folder / "namespaces.log", environment=os.environ) as holder:
-        wait_until((folder / "ready").exists, seconds=10, what="the namespaces of an engine are there")
-        # One cable an engine; their names and addresses come from a process id, which no two have at a time.
-        cable = f"de{holder.pid}"
-        first = int(_NETWORK.network_address) + holder.pid % 64 * 4
-        ours, theirs = (str(ipaddress.ip_address(first + offset)) for offset in (1, 2))
-        inside = f"nsenter --net --target={holder.pid} --"
-        for line in (
-            f"ip link add {cable} type veth peer name eth0 netns {holder.pid}",
-            f"ip address add {ours}/30 dev {cable}",
-            f"ip link set {cable} up",
-            f"{inside} ip address add {theirs}/30 dev eth0",
-            f"{inside} ip link set eth0 up",
-        ):
-            subprocess.run(line.split(), check=True, capture_output=True)
-        # The cable is gone with the network namespace.
-        yield holder, theirs
+    # One cable and one network an engine; never a network by which this machine reaches others.
+    number, held = claim("network", [at for at, one in enumerate(_NETWORKS) if not any(map(one.overlaps, _reached()))])
+    ours, theirs = map(str, _NETWORKS[number].hosts())
+    with held:
+        with running(command, log=folder / "namespaces.log", environment=os.environ) as holder:
+            wait_until((folder / "ready").exists, seconds=10, what="the namespaces of an engine are there")
+            cable = f"de{holder.pid}"
+            inside = f"nsenter --net --target={holder.pid} --"
+            for line in (
+                f"ip link add {cable} type veth peer name eth0 netns {holder.pid}",
+                f"ip address add {ours}/30 dev {cable}",
+                f"ip link set {cable} up",
+                f"{inside} ip address add {theirs}/30 dev eth0",
+                f"{inside} ip link set eth0 up",
+            ):
+                subprocess.run(line.split(), check=True, capture_output=True)
+            yield holder, theirs
+        # With the network namespace the cable goes too, a little later.
+        wait_until(lambda: not Path("/sys/class/net", cable).exists(), seconds=60, what="a cable is gone")
+
+
+def _reached() -> list[ipaddress.IPv4Network]:
+    """Return the networks to which this machine has a route of their own."""
+    routes = subprocess.run(["ip", "-json", "-4", "route"], check=True, capture_output=True).stdout
+    return [ipaddress.IPv4Network(route["dst"]) for route in json.loads(routes) if route["dst"] != "default"]
 
 
 def _copy_images(images: tuple[str, ...], engine: RemoteEngine) -> None:

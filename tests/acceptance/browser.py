@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Locator, Page, Route, sync_playwright
+from playwright.sync_api import Locator, Page, Route, expect, sync_playwright
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _WINDOW = {"width": 1400, "height": 1000}
@@ -30,6 +30,8 @@ class Ui:
         """Requests to other hosts. A hospital's host has no way out, and nothing of it may leave."""
         self._url = url
         page.set_default_timeout(_PATIENCE_MILLISECONDS)
+        # What is expected has a limit of its own: 5 s, which beside other tests is too short.
+        expect.set_options(timeout=_PATIENCE_MILLISECONDS)
         page.route("**/*", self._stay)
 
     def open(self, path: str) -> None:

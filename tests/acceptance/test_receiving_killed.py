@@ -7,16 +7,12 @@ triggered, once.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from pydicom.uid import generate_uid
@@ -25,39 +21,13 @@ from dicom_gateway.wiring import open_ledger
 from flows_engine.handoff.study_store import StudyStore
 from tests.fakes.instances import ct
 from tests.fakes.store_scu import association, send
+from tests.integration.mortal_gateway import MortalGateway
 from tests.services import unused_port
 
 ROUNDS = int(os.environ.get("RECEIVING_KILL_ROUNDS", "6"))
 SEED = int(os.environ.get("RECEIVING_KILL_SEED", "1"))
 SENDERS = 3
-ROOT = Path(__file__).parents[2]
 DURABILITIES = ("instance", "association", "none")
-
-
-class Gateway:
-    """The processes under test."""
-
-    def __init__(self, data_dir, **settings):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.gateway_process", str(data_dir), json.dumps(settings)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        line = self.process.stdout.readline()
-        assert line.strip().isdigit(), "the gateway did not start"
-        self.port = int(line)
-
-    def receivers(self):
-        """Return the numbers of the processes that receive."""
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(number) for number in path.read_text().split()]
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
 
 
 class Senders:
@@ -96,7 +66,7 @@ def test_what_was_acknowledged_is_stored_and_triggered_once(tmp_path, group_by):
     draw, senders, kills = random.Random(SEED), Senders(), Counter()
     settings = {"receiver_processes": 2, "group_by": group_by, "study_idle_seconds": 0.3, "late_arrival": "new"}
     settings["ae_port"] = senders.port = unused_port()
-    gateway = Gateway(tmp_path, durability=DURABILITIES[0], **settings)
+    gateway = MortalGateway(tmp_path, durability=DURABILITIES[0], **settings)
     for thread in senders.threads:
         thread.start()
     try:
@@ -114,7 +84,7 @@ def test_what_was_acknowledged_is_stored_and_triggered_once(tmp_path, group_by):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(receiver, signal.SIGKILL)
             gateway.kill()
-            gateway = Gateway(tmp_path, durability=DURABILITIES[number % 3], **settings)
+            gateway = MortalGateway(tmp_path, durability=DURABILITIES[number % 3], **settings)
     finally:
         senders.stop.set()
         for thread in senders.threads:
@@ -122,7 +92,7 @@ def test_what_was_acknowledged_is_stored_and_triggered_once(tmp_path, group_by):
         gateway.kill()
     assert len(senders.acknowledged) > ROUNDS
 
-    last = Gateway(tmp_path, **{**settings, "late_arrival": "new"})
+    last = MortalGateway(tmp_path, **{**settings, "late_arrival": "new"})
     ledger = open_ledger(tmp_path)
     try:
         deadline = time.monotonic() + 120

@@ -1,4 +1,4 @@
-"""An engine whose store holds one study of three CT slices."""
+"""A store that holds one study, and an engine whose store holds one of three CT slices."""
 
 from __future__ import annotations
 
@@ -22,19 +22,7 @@ def engine_with_one_study(data_dir: Path, *, disk_reserve_bytes: int = 0) -> Eng
     for number in range(3):
         ct_slice(instance_number=number).save_as(study / "input" / f"{number}.dcm", enforce_file_format=True)
     names = TagColumn(values=((CANARY_NAME,),), index=(0, 0, 0))
-    record = StudyRecord(
-        study_id=STUDY,
-        sender=Sender(ae_title="CT", host="127.0.0.1", port=1),
-        called_ae_title="STORESCP",
-        received_at=datetime.now(UTC),
-        complete=True,
-        instance_count=3,
-        duplicate_count=0,
-        conflict_count=0,
-        size_bytes=1,
-        fingerprint=Fingerprint(instance_count=3, columns={"00100010": names}),
-    )
-    (study / "study.json").write_text(record.model_dump_json())
+    write_record(study, Fingerprint(instance_count=3, columns={"00100010": names}))
     return build_engine(
         SiteSettings(
             data_dir=data_dir,
@@ -43,3 +31,20 @@ def engine_with_one_study(data_dir: Path, *, disk_reserve_bytes: int = 0) -> Eng
             disk_reserve_bytes=disk_reserve_bytes,
         )
     )
+
+
+def write_record(study: Path, fingerprint: Fingerprint) -> None:
+    """Write what the gateway would have written of the study in this folder."""
+    record = StudyRecord(
+        study_id=study.name,
+        sender=Sender(ae_title="CT", host="127.0.0.1", port=1),
+        called_ae_title="STORESCP",
+        received_at=datetime.now(UTC),
+        complete=True,
+        instance_count=fingerprint.instance_count,
+        duplicate_count=0,
+        conflict_count=0,
+        size_bytes=1,
+        fingerprint=fingerprint,
+    )
+    (study / "study.json").write_text(record.model_dump_json())

@@ -8,19 +8,16 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.handoff.engine_address import EngineAddress
-from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.site_settings import SiteSettings
-from flows_engine.handoff.study_store import Fingerprint, StudyRecord
+from flows_engine.handoff.study_store import Fingerprint
 from flows_engine.run_step import StepResult
 from flows_engine.wiring import Engine, build_engine
+from tests.integration.one_study import STUDY, write_record
 from tests.services import ROOT
-
-STUDY = "0193e4c2-7a54-7cc3-98c4-dc0c0c07398f"
 
 # A flow run, as far as it matters here: its process and how much memory that takes.
 RUN = """
@@ -52,19 +49,7 @@ class RemoteSite:
         self.input.mkdir(parents=True)
         (self.input / "slice").write_bytes(b"pixels")
         (self.input / "slice").chmod(0o600)
-        record = StudyRecord(
-            study_id=STUDY,
-            sender=Sender(ae_title="CT", host="127.0.0.1", port=1),
-            called_ae_title="STORESCP",
-            received_at=datetime.now(UTC),
-            complete=True,
-            instance_count=0,
-            duplicate_count=0,
-            conflict_count=0,
-            size_bytes=0,
-            fingerprint=Fingerprint(instance_count=0, columns={}),
-        )
-        (study / "study.json").write_text(record.model_dump_json())
+        write_record(study, Fingerprint(instance_count=0, columns={}))
         self.run_id = str(uuid.uuid4())
 
     @property

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from pydicom.uid import generate_uid
@@ -18,30 +15,9 @@ from dicom_gateway.wiring import open_ledger
 from flows_engine.handoff.study_store import StudyStore
 from tests.fakes.instances import ct
 from tests.fakes.store_scu import association, send
+from tests.integration.mortal_gateway import MortalGateway
 
 ROUNDS = 20
-ROOT = Path(__file__).parents[2]
-
-
-class Gateway:
-    """The process under test."""
-
-    def __init__(self, data_dir):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.gateway_process", str(data_dir)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        line = self.process.stdout.readline()
-        assert line.strip().isdigit(), "the gateway did not start"
-        self.port = int(line)
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
 
 
 def keep_sending(port, acknowledged, stop):
@@ -58,7 +34,7 @@ def keep_sending(port, acknowledged, stop):
 def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path):
     acknowledged = []
     for _ in range(ROUNDS):
-        gateway, stop = Gateway(tmp_path), threading.Event()
+        gateway, stop = MortalGateway(tmp_path), threading.Event()
         senders = [threading.Thread(target=keep_sending, args=(gateway.port, acknowledged, stop)) for _ in range(2)]
         for sender in senders:
             sender.start()
@@ -69,7 +45,7 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path):
             sender.join()
     assert len(acknowledged) > ROUNDS
 
-    last = Gateway(tmp_path)
+    last = MortalGateway(tmp_path)
     ledger = open_ledger(tmp_path)
     try:
         deadline = time.monotonic() + 60

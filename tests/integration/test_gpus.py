@@ -10,7 +10,6 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import docker
@@ -19,16 +18,15 @@ import pytest
 from flows_engine.container_spec import GPUS_LABEL, LEASE_LABEL, RUN_LABEL
 from flows_engine.definition.schema import FlowDefinition
 from flows_engine.errors import ContainerRefusedError
-from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.site_settings import SiteSettings
-from flows_engine.handoff.study_store import Fingerprint, StudyRecord
+from flows_engine.handoff.study_store import Fingerprint
 from flows_engine.run_step import StepResult
 from flows_engine.wiring import build_engine
 from tests.gpu_engine import gpu_engine
+from tests.integration.one_study import STUDY, write_record
 from tests.services import ROOT, wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.dockerd]
-STUDY = "0193e4c2-7a54-7cc3-98c4-dc0c0c07398f"
 
 # A flow run, as far as it matters here: its process, and the container of its first step.
 RUN = """
@@ -57,19 +55,7 @@ class Site:
         self.docker = docker.DockerClient(base_url=engine_address)
         study = self.settings.data_dir / "studies" / STUDY
         (study / "input").mkdir(parents=True)
-        record = StudyRecord(
-            study_id=STUDY,
-            sender=Sender(ae_title="CT", host="127.0.0.1", port=1),
-            called_ae_title="STORESCP",
-            received_at=datetime.now(UTC),
-            complete=True,
-            instance_count=0,
-            duplicate_count=0,
-            conflict_count=0,
-            size_bytes=0,
-            fingerprint=Fingerprint(instance_count=0, columns={}),
-        )
-        (study / "study.json").write_text(record.model_dump_json())
+        write_record(study, Fingerprint(instance_count=0, columns={}))
 
     def run(self, definition: FlowDefinition) -> StepResult:
         engine = build_engine(self.settings)

@@ -34,8 +34,8 @@ from flows_engine.errors import (
 )
 from flows_engine.handoff.engine_address import EngineAddress
 from tests.factories import leaked_canaries
-from tests.integration.one_study import engine_with_one_study
-from tests.integration.remote_site import STUDY, RemoteSite, flow
+from tests.integration.one_study import STUDY, engine_with_one_study
+from tests.integration.remote_site import RemoteSite, flow
 from tests.remote_engine import RemoteEngine, make_certificates, remote_engine
 from tests.services import unused_port, wait_until
 

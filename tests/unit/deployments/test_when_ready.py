@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -46,6 +47,13 @@ def test_only_success_is_an_answer(status: int, ready: bool):
 
 def test_nobody_at_the_address_is_no_answer(free_port: int):
     assert not answers(f"http://127.0.0.1:{free_port}/api/health", environ={})
+
+
+def test_to_ask_a_hundred_times_takes_next_to_nothing_from_what_is_waited_for(free_port: int):
+    began = time.process_time()
+    for _ in range(100):
+        answers(f"http://127.0.0.1:{free_port}/api/health", environ={})
+    assert time.process_time() - began < 1.5
 
 
 def test_a_unix_socket_answers_while_somebody_listens():
