@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check lint types map scripts generated bench bench-ingest bench-trigger bench-engine screenshots format requirements environment dcmtk orthanc chromium engine images clean
+.PHONY: help demo up test check lint types map scripts generated bench bench-ingest bench-trigger bench-engine screenshots format requirements environment dcmtk orthanc chromium file-systems engine images clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ demo: environment dcmtk images ## Send a study through everything, with real par
 up: environment images ## Run DicomFlow on this host until Ctrl-C
 	@$(PYTHON_BIN)/dicomflow up
 
-test: environment dcmtk chromium images ## Run all tests, several at a time
+test: environment dcmtk chromium file-systems images ## Run all tests, several at a time
 	@$(PYTHON_BIN)/python -m pytest -n $(TEST_PROCESSES)
 
 check: lint types map scripts generated ## Lint, types, the map of imports, scripts, and what is generated from other files
@@ -80,6 +80,9 @@ orthanc: ## Install Orthanc, for comparison
 
 chromium: ## Install a browser, for the tests of what a person sees
 	@$(HOST)/chromium.sh
+
+file-systems: ## Install what makes file systems, for the tests of power cuts
+	@$(HOST)/file_systems.sh
 
 engine: environment ## See that a Docker engine answers
 	@$(HOST)/docker_engine.sh

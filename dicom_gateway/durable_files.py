@@ -21,6 +21,8 @@ _FS_IOC_GETFLAGS: Final = 0x80086601
 _FS_IOC_SETFLAGS: Final = 0x40086602
 _FS_TOPDIR_FL: Final = 0x00020000
 _FLAGS: Final = struct.Struct("@l")
+_SYNC_NAMES_WITH_FILES: Final = frozenset({"ext4", "xfs", "btrfs"})
+"""Their fsync writes out the change that made the file, and the folder's new entry is part of the same change."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -30,6 +32,21 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def syncs_names_with_files(folder: int) -> bool:
+    """Tell whether fsync(2) of a file made in an open folder makes its name durable too; False if in doubt.
+
+    POSIX promises that only of an fsync of the folder. ``tests/integration/test_power_cut.py`` tries it.
+    """
+    with suppress(OSError, StopIteration):
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{folder}").read_text().splitlines())
+        mount = fields.get("mnt_id", "").strip()
+        # proc_pid_mountinfo(5): the mount's id, …, a hyphen, the type of the file system, ….
+        mounts = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
+        found = next(line for line in mounts if line[0] == mount)
+        return found[found.index("-") + 1] in _SYNC_NAMES_WITH_FILES
+    return False
 
 
 def spread_folders(folder: Path) -> None:

@@ -100,6 +100,7 @@ class Reception:
         self._folder = folder
         self._origin = origin
         self._descriptor: int | None = None
+        self._names_need_syncs = False
 
     @property
     def is_open(self) -> bool:
@@ -137,6 +138,7 @@ class Reception:
                 transfer_syntax_uid=transfer_syntax_uid,
             ),
             is_synced=self.durability == "instance",
+            name_needs_sync=self._names_need_syncs,
             must_not_differ=self._rejects_conflicts and name != f"{sop_instance_uid}.dcm",
             study_instance_uid=study_instance_uid,
         )
@@ -185,6 +187,7 @@ class Reception:
         )
         durable_files.make_folder(incoming, mode=durable_files.SHARED_FOLDER, durable=durable)
         self._descriptor = os.open(incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._names_need_syncs = not durable_files.syncs_names_with_files(self._descriptor)
         return self._descriptor
 
 
@@ -201,6 +204,7 @@ class IncomingInstance:
         transfer_syntax_uid: str,
         head: bytes,
         is_synced: bool,
+        name_needs_sync: bool,
         must_not_differ: bool = False,
         study_instance_uid: str | None = None,
     ) -> None:
@@ -213,6 +217,7 @@ class IncomingInstance:
         self._head: bytes = head
         self._first = b""
         self._is_synced = is_synced
+        self._name_needs_sync = name_needs_sync
         self._study_instance_uid = study_instance_uid
         self.size_bytes = 0
         """How much of the data set has been written."""
@@ -236,6 +241,17 @@ class IncomingInstance:
             raise _full(error) from error
         self.size_bytes += len(fragment)
 
+    def take(self, pipe: int, count: int) -> None:
+        """Append ``count`` bytes out of a pipe, after what was written. Raises as ``write`` does."""
+        left = count
+        try:
+            while left:
+                left -= _moved(pipe, self._descriptor, left)
+        except OSError as error:
+            self.discard()
+            raise _full(error) from error
+        self.size_bytes += count
+
     def commit(self) -> None:
         """Have it kept. Raises ``InstanceRefusedError`` or ``SpoolFullError``, and then nothing of it is left.
 
@@ -250,7 +266,8 @@ class IncomingInstance:
             if self._is_synced:
                 # Not fdatasync: that may leave the mode behind, by which a whole instance is known.
                 os.fsync(self._descriptor)
-                os.fsync(self._folder)
+                if self._name_needs_sync:
+                    os.fsync(self._folder)
         except OSError as error:
             self.discard()
             raise _full(error) from error
@@ -353,6 +370,18 @@ def _new_file(folder: int, uid: str) -> tuple[str, int]:
         except FileExistsError:
             continue
     raise AssertionError("unreachable: the names end in an error")
+
+
+def _moved(pipe: int, descriptor: int, count: int) -> int:
+    """Move bytes from a pipe to a file, and return how many; copy them where its file system cannot be moved to."""
+    try:
+        return os.splice(pipe, descriptor, count)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    content = os.read(pipe, count)
+    _write_all(descriptor, memoryview(content))
+    return len(content)
 
 
 def _write_all(descriptor: int, rest: memoryview) -> None:

@@ -36,6 +36,13 @@ def _missing_dcmtk() -> str | None:
     return f"DCMTK is not installed ({', '.join(missing)}): run deployments/host/dcmtk.sh" if missing else None
 
 
+def _missing_loop() -> str | None:
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin"
+    if any(shutil.which(f"mkfs.{kind}", path=path) is None for kind in ("ext2", "ext4", "xfs", "btrfs")):
+        return "file systems cannot be made: run deployments/host/file_systems.sh"
+    return "file systems can be mounted by root only" if os.geteuid() != 0 else None
+
+
 def _missing_browser() -> str | None:
     return None if installed_browser() else "no Chromium is installed: run deployments/host/chromium.sh"
 
@@ -45,6 +52,7 @@ _REQUIREMENTS: dict[str, Callable[[], str | None]] = {
     "docker": _missing_docker,
     "dockerd": missing_dockerd,
     "dcmtk": _missing_dcmtk,
+    "loop": _missing_loop,
 }
 
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +28,8 @@ _STOP_SECONDS = 15.0
 WITHOUT_AUTHORITIES = {"PREFECT_API_SSL_CERT_FILE": str(ROOT / "deployments" / "no_authority.pem")}
 # Below those that Linux gives to whoever connects, or asks for any port.
 _PORTS = range(12_000, 32_000)
-_held_ports: list[socket.socket] = []
+# Those of long ago are let go: a process has many descriptors, and select(2) takes none above 1023.
+_held_ports: deque[socket.socket] = deque(maxlen=256)
 
 
 def unused_port() -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from dicom_gateway import durable_files
 from dicom_gateway import reception as reception_module
 from dicom_gateway.disk_room import DiskRoom
 from dicom_gateway.errors import InstanceRefusedError, SpoolFullError
@@ -121,13 +122,15 @@ def test_fragments_are_joined_in_their_file(open_reception, tmp_path):
     assert path.read_bytes() == as_file(instance)
 
 
-def test_every_instance_is_on_disk_before_its_success(open_reception, synced):
+@pytest.mark.parametrize(("with_files", "forced"), [(False, ["incoming"]), (True, [])])
+def test_every_instance_is_on_disk_before_its_success(open_reception, synced, monkeypatch, with_files, forced):
+    monkeypatch.setattr(durable_files, "syncs_names_with_files", lambda _folder: with_files)
     reception = open_reception()
     reception.store(received(ct()))
     synced.clear()
     instance = received(ct())
     reception.store(instance)
-    assert synced == [f"{instance.sop_instance_uid}.dcm", "incoming"]
+    assert synced == [f"{instance.sop_instance_uid}.dcm", *forced]
     synced.clear()
     reception.seal()
     assert synced == [reception.id]
