@@ -42,6 +42,7 @@ scripts: environment
 generated: environment
 	@$(PYTHON_BIN)/python requirements/freshness.py
 	@$(PYTHON_BIN)/python -m flows_engine.definition.json_schema --check
+	@$(PYTHON_BIN)/python -m deployments.parameter_schemas --check
 	@FLOW_DIRECTORY=flow_definitions $(PYTHON_BIN)/dicomflow deploy --write --check
 
 bench: environment dcmtk images ## Measure a study's whole way, side by side with other programs

@@ -10,8 +10,8 @@ from prefect.client.orchestration import get_client
 
 from deployments.apply import make_pools
 from deployments.prefect_yaml import BRACES_OUTPUT, INSTANCE_OUTPUT
+from flows_engine.handoff.installation import instance_id
 from flows_engine.handoff.site_settings import load_site_settings
-from flows_engine.wiring import instance_id
 
 
 def prepare(*, pools: Sequence[str]) -> dict[str, str]:

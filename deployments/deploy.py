@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import typer
-from prefect.client.orchestration import get_client
 
-from deployments.apply import bring_into_step, make_pools, plan_changes
+from deployments.apply import apply, make_pools, plan_changes
 from deployments.lost_runs import watch_for_lost_runs
-from deployments.plan import Change, desired_deployment, pools_for, reprocess_deployment
-from deployments.server_errors import told_in_one_line
+from deployments.plain_connection import on_the_server
+from deployments.plan import desired_deployment, pools_for, reprocess_deployment
+from deployments.server_api import Connection
 from flows_engine.definition.catalogue import FlowCatalogue
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.handoff.installation import instance_id
 from flows_engine.handoff.site_settings import SiteSettings
-from flows_engine.wiring import instance_id
 
 
 def deploy_definitions(settings: SiteSettings, *, dry_run: bool) -> int:
@@ -24,11 +24,18 @@ def deploy_definitions(settings: SiteSettings, *, dry_run: bool) -> int:
     Raises ``ServerUnreachableError``.
     """
     definitions, status = _definitions(settings, remember=not dry_run)
-    with get_client(sync_client=True) as client, told_in_one_line(client.api_url):
-        bring = plan_changes if dry_run else bring_into_step
-        changes = bring(client, definitions, instance_id=instance_id(settings.data_dir))
+    instance = instance_id(settings.data_dir)
+    # A step that was cut off is taken again: what it had done already is told all the same.
+    changes: dict[str, None] = {}
+
+    def bring(server: Connection) -> None:
+        found = plan_changes(server, definitions, instance_id=instance)
+        changes.update(dict.fromkeys(map(str, found)))
         if not dry_run:
-            watch_for_lost_runs(client)
+            apply(server, found)
+            watch_for_lost_runs(server)
+
+    on_the_server(bring)
     _print(changes, otherwise=f"all {len(definitions)} deployments are as their definitions say")
     return status
 
@@ -41,8 +48,8 @@ def deploy_pools(settings: SiteSettings) -> int:
     definitions, status = _definitions(settings, remember=False)
     deployments = [desired_deployment(definition, parameter_schema={}) for definition in definitions]
     pools = pools_for([*deployments, reprocess_deployment(parameter_schema={})])
-    with get_client(sync_client=True) as client, told_in_one_line(client.api_url):
-        changes = make_pools(client, pools)
+    changes: dict[str, None] = {}
+    on_the_server(lambda server: changes.update(dict.fromkeys(map(str, make_pools(server, pools)))))
     _print(changes, otherwise=f"the work pools {', '.join(pools)} are there, with their queues")
     return status
 
@@ -60,6 +67,6 @@ def _definitions(settings: SiteSettings, *, remember: bool) -> tuple[list[FlowDe
     return list(catalogue.snapshot().values()), 1 if found.problems else 0
 
 
-def _print(changes: Iterable[Change], *, otherwise: str) -> None:
-    for line in [str(change) for change in changes] or [otherwise]:
+def _print(changes: Iterable[str], *, otherwise: str) -> None:
+    for line in list(changes) or [otherwise]:
         typer.echo(line)

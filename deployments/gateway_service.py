@@ -17,8 +17,8 @@ from dicom_gateway.run_history import PrefectRunHistory
 from dicom_gateway.wiring import build_gateway
 from flows_engine.definition.catalogue import CatalogueChange, FlowCatalogue
 from flows_engine.definition.errors import Problem
+from flows_engine.handoff.installation import instance_id
 from flows_engine.handoff.site_settings import SiteSettings
-from flows_engine.wiring import instance_id
 
 logger = logging.getLogger(__name__)
 

@@ -6,15 +6,10 @@ it would hold its place in its flow's limit for ever. So an automation of Prefec
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
-from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.events.schemas.events import ResourceSpecification
-
+from deployments import server_api
+from deployments.server_api import Connection
 from flows_engine.definition.naming import FLOW_NAME, HOST_LOST, REPROCESS_FLOW_NAME
 
 AUTOMATION_NAME: Final = "DicomFlow: runs whose host is gone"
@@ -25,37 +20,41 @@ _HEARTBEAT: Final = "prefect.flow-run.heartbeat"
 _AT_REST: Final = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "Scheduled", "AwaitingRetry", "Paused")
 
 
-def lost_runs_automation(*, patience_seconds: float = _PATIENCE_SECONDS) -> AutomationCore:
+def lost_runs_automation(*, patience_seconds: float = _PATIENCE_SECONDS) -> dict[str, Any]:
     """Return the automation that makes a run Crashed ``patience_seconds`` after the last that was heard of it."""
-    return AutomationCore(
-        name=AUTOMATION_NAME,
-        description="A run that has said nothing for a while is Crashed. It goes on when a worker of its host starts.",
-        trigger=EventTrigger(
-            posture=Posture.Proactive,
-            after={_HEARTBEAT},
-            expect={_HEARTBEAT, *(f"prefect.flow-run.{name}" for name in (*_AT_REST, HOST_LOST))},
-            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=ResourceSpecification(
-                {"prefect.resource.role": "flow", "prefect.resource.name": [FLOW_NAME, REPROCESS_FLOW_NAME]}
-            ),
-            for_each={"prefect.resource.id"},
-            threshold=1,
-            within=timedelta(seconds=patience_seconds),
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                name=HOST_LOST,
-                message="nothing was heard of it any more: its host is gone, or cut off. It goes on when a worker"
+    return {
+        "name": AUTOMATION_NAME,
+        "description": "A run that has said nothing for a while is Crashed."
+        " It goes on when a worker of its host starts.",
+        "trigger": {
+            "type": "event",
+            "posture": "Proactive",
+            "after": [_HEARTBEAT],
+            "expect": [_HEARTBEAT, *(f"prefect.flow-run.{name}" for name in (*_AT_REST, HOST_LOST))],
+            "match": {"prefect.resource.id": "prefect.flow-run.*"},
+            "match_related": {
+                "prefect.resource.role": "flow",
+                "prefect.resource.name": [FLOW_NAME, REPROCESS_FLOW_NAME],
+            },
+            "for_each": ["prefect.resource.id"],
+            "threshold": 1,
+            "within": patience_seconds,
+        },
+        "actions": [
+            {
+                "type": "change-flow-run-state",
+                "state": "CRASHED",
+                "name": HOST_LOST,
+                "message": "nothing was heard of it any more: its host is gone, or cut off. It goes on when a worker"
                 " starts there; a retry runs what is missing elsewhere, where the folders are shared",
-            )
+            }
         ],
-    )
+    }
 
 
-def watch_for_lost_runs(client: SyncPrefectClient) -> bool:
+def watch_for_lost_runs(server: Connection) -> bool:
     """Make the automation if there is none; return whether it was made. One that a person changed is left as it is."""
-    if client.read_automations_by_name(AUTOMATION_NAME):
+    if server_api.has_automation(server, AUTOMATION_NAME):
         return False
-    client.create_automation(lost_runs_automation())
+    server_api.create_automation(server, lost_runs_automation())
     return True

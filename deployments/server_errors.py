@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from deployments.errors import CommandError
 
@@ -25,7 +24,7 @@ def told_in_one_line(api_url: object) -> Iterator[None]:
             f"no Prefect server answers at {api_url} ({type(error).__name__}); "
             "start one with `dicomflow up`, or set PREFECT_API_URL"
         ) from None
-    except PrefectHTTPStatusError as error:
+    except httpx.HTTPStatusError as error:
         raise ServerUnreachableError(
             f"what answers at {api_url} says HTTP status {error.response.status_code}; "
             "see the Prefect server's log, and check PREFECT_API_URL (it ends in /api) and its credentials"
@@ -37,9 +36,6 @@ def unless_it_is_gone() -> Iterator[None]:
     """Go on quietly where the server has no such thing any more: somebody else has just deleted it."""
     try:
         yield
-    except ObjectNotFound:
-        return
-    except PrefectHTTPStatusError as error:
-        # Only some methods of Prefect's client turn this status into an ObjectNotFound.
+    except httpx.HTTPStatusError as error:
         if error.response.status_code != httpx.codes.NOT_FOUND:
             raise

@@ -86,7 +86,7 @@ def host_plan(facts: HostFacts) -> HostPlan:
     if "PREFECT_SERVER_API_AUTH_STRING" in environment:
         environment.setdefault("PREFECT_API_AUTH_STRING", environment["PREFECT_SERVER_API_AUTH_STRING"])
     if own_server:
-        environment.setdefault("PREFECT_API_SSL_CERT_FILE", str(_NO_AUTHORITY))
+        environment.setdefault("PREFECT_API_SSL_CERT_FILE", str(NO_AUTHORITY))
     if own_database:
         environment["PREFECT_API_DATABASE_CONNECTION_URL"] = connection_url(postgres_data)
     # The automation for lost runs counts on it; the site's own would have it take healthy runs for dead.
@@ -99,7 +99,7 @@ def host_plan(facts: HostFacts) -> HostPlan:
 # Our server speaks plain HTTP on the loopback interface. Prefect's clients, of which a run has seven or more, read the
 # certificates of all authorities nevertheless, 40 ms each, unless another file is named. This one holds a certificate
 # whose validity ended before it began: by it, nobody is ever trusted.
-_NO_AUTHORITY = Path(__file__).with_name("no_authority.pem")
+NO_AUTHORITY: Final = Path(__file__).with_name("no_authority.pem")
 
 _HEARTBEAT: Final = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 PREFECT_DEFAULTS = {

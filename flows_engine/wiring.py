@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import os
 import socket
@@ -27,6 +26,7 @@ from flows_engine.engine_block import address_of_block
 from flows_engine.errors import EngineError, WorkspaceError
 from flows_engine.gpu_memory import total_mib
 from flows_engine.handoff.engine_address import EngineAddress
+from flows_engine.handoff.installation import instance_id
 from flows_engine.handoff.run_claim import RunClaimedError, claim
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.site_settings import SiteSettings, load_site_settings
@@ -247,11 +247,6 @@ def _find_engine(settings: SiteSettings) -> Callable[[], EngineAddress]:
         return lambda: site
     kept = settings.data_dir / "locks" / "docker-host-block.json"
     return functools.cache(lambda: address_of_block(block, site=site, kept=kept))
-
-
-def instance_id(data_dir: Path) -> str:
-    """Return what tells this ``DATA_DIR`` from others on the same Docker engine."""
-    return hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
 
 
 def site_engine() -> Engine:

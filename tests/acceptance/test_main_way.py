@@ -11,7 +11,7 @@ import pytest
 
 from deployments.demo.studies import data_sets
 from flows_engine.definition.naming import instance_tag
-from flows_engine.wiring import instance_id
+from flows_engine.handoff.installation import instance_id
 from tests.acceptance.site import Site, gated, receiver, shell_models
 from tests.factories import as_rle
 

@@ -24,7 +24,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.workers.process import ProcessWorker
 
-from deployments.apply import process_study_schema
+from deployments.parameter_schemas import process_study_schema
 from flows_engine.definition.schema import FlowDefinition
 from tests.benchmarks import databases
 from tests.benchmarks.databases import DISTRIBUTION, EMBEDDED, SQLITE, DatabaseMissingError

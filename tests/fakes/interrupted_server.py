@@ -45,6 +45,10 @@ class InterruptedServer:
             self.requests_left -= 1
             return self.requests_left >= 0
 
+    def _refuses(self, _agent: str, _path: str) -> bool:
+        """Tell whether this one request is answered 503; for servers that are choosy."""
+        return False
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         front = self
 
@@ -53,7 +57,7 @@ class InterruptedServer:
 
             def _answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
-                if not front._lets_through():
+                if front._refuses(self.headers.get("user-agent", ""), self.path) or not front._lets_through():
                     self._send(503, b"", {})
                     return
                 headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}

@@ -23,13 +23,14 @@ from prefect.context import refresh_global_settings_context
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Completed, Failed
 
-from deployments.apply import apply, bring_into_step, plan_changes, process_study_schema
+from deployments.apply import apply, bring_into_step, plan_changes
 from deployments.deploy import deploy_definitions
+from deployments.parameter_schemas import process_study_schema
 from deployments.plan import ENTRYPOINT, REPROCESS_ENTRYPOINT
 from flows_engine.definition.naming import REPROCESS_DEPLOYMENT_NAME, instance_tag
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.handoff.installation import instance_id
 from flows_engine.handoff.site_settings import SiteSettings
-from flows_engine.wiring import instance_id
 from tests import services
 from tests.factories import run_parameters
 from tests.fakes.interrupted_server import InterruptedServer
@@ -301,6 +302,55 @@ def test_runs_that_wait_say_that_their_definition_is_gone_until_it_comes_back(cl
     for run in (waiting, late):
         assert "definition-gone" not in client.read_flow_run(run.id).tags
         assert client.read_flow_run(run.id).state_name == "Scheduled"
+
+
+def test_where_a_plain_request_fails_prefects_own_client_does_the_rest(
+    deploy, site: SiteSettings, client: SyncPrefectClient, empty_prefect: str, monkeypatch: pytest.MonkeyPatch
+):
+    (site.flow_directory / "A.yaml").write_text(SMALLEST)
+    (site.flow_directory / "B.yaml").write_text(SMALLEST)
+    with Refusing(empty_prefect, "python-httpx", "/api/deployments/") as front, monkeypatch.context() as environment:
+        environment.setenv("PREFECT_API_URL", front.url)
+        refresh_global_settings_context()
+
+        status, told, _ = deploy()
+    refresh_global_settings_context()
+
+    assert status == 0
+    assert sorted(deployed(client)) == ["A", "B"]
+    assert {"create A: pool cpu, queue priority-0", "create B: pool cpu, queue priority-0"} <= set(told)
+    assert len(told) == len(set(told))
+    assert front.refused == 1
+
+
+def test_what_only_prefects_client_knows_of_reaches_the_server(
+    deploy, site: SiteSettings, empty_prefect: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A proxy that wants a header: it is set as Prefect's settings have it, once for all of its clients."""
+    (site.flow_directory / "A.yaml").write_text(SMALLEST)
+    with Refusing(empty_prefect, "python-httpx", "/") as front, monkeypatch.context() as environment:
+        environment.setenv("PREFECT_API_URL", front.url)
+        environment.setenv("PREFECT_CLIENT_CUSTOM_HEADERS", '{"X-Site": "here"}')
+        refresh_global_settings_context()
+
+        status, _, _ = deploy()
+    refresh_global_settings_context()
+
+    assert (status, front.refused) == (0, 0)
+
+
+class Refusing(InterruptedServer):
+    """Answers 503 to what ``agent`` sends to ``path``, or to any path below it where that is the root."""
+
+    def __init__(self, url: str, agent: str, path: str) -> None:
+        super().__init__(url)
+        self._agent, self._path = agent, path
+        self.refused = 0
+
+    def _refuses(self, agent: str, path: str) -> bool:
+        refuses = agent.startswith(self._agent) and self._path in ("/", path)
+        self.refused += refuses
+        return refuses
 
 
 def test_wherever_a_deploy_is_cut_off_another_one_gets_everything_right(

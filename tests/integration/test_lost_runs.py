@@ -15,6 +15,7 @@ from prefect.types._datetime import now
 from deployments import lost_runs
 from deployments.apply import bring_into_step
 from deployments.lost_runs import AUTOMATION_NAME, lost_runs_automation, watch_for_lost_runs
+from deployments.server_api import create_automation
 from flows_engine.definition.naming import FLOW_NAME, HOST_LOST, work_queue
 from tests.factories import run_parameters
 from tests.fakes.definitions import flow
@@ -70,7 +71,7 @@ def state_name(client: SyncPrefectClient, run_id: UUID) -> str | None:
 
 def test_a_run_of_which_nothing_is_heard_is_crashed_and_one_that_is_over_is_not(client: SyncPrefectClient):
     bring_into_step(client, [DEFINITION])
-    client.create_automation(lost_runs_automation(patience_seconds=10))
+    create_automation(client, lost_runs_automation(patience_seconds=10))
     lost, well = running(client), running(client)
     for run in (lost, well):
         beat(client, run)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from flows_engine.docker_runner import DockerRunner
+from flows_engine.handoff.installation import instance_id
 from flows_engine.handoff.site_settings import SiteSettings
-from flows_engine.wiring import build_engine, instance_id
+from flows_engine.wiring import build_engine
 
 
 def test_an_engine_is_built_without_touching_the_disk_or_docker(tmp_path: Path) -> None:
