@@ -10,6 +10,7 @@ cannot be compared, and are taken for two people. In doubt there is one study mo
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -89,6 +90,13 @@ class Patients:
             return number
         people[possible[0]] = people[possible[0]].joined_by(person)
         return possible[0]
+
+
+def share_patient(some: Iterable[tuple[str, Header]], others: Iterable[tuple[str, Header]]) -> bool:
+    """Tell whether any of ``others`` is of a patient of ``some``; each header with its SOP Instance UID."""
+    patients = Patients()
+    numbers = {patients.number(header, sop_instance_uid=uid) for uid, header in some}
+    return any(patients.number(header, sop_instance_uid=uid) in numbers for uid, header in others)
 
 
 def _whole(header: Header, tag: int) -> str:

@@ -11,6 +11,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from dicom_gateway.errors import StartError
+from dicom_gateway.http_connections import OpenConnections, protocol_for
 
 _START_SECONDS: Final = 20.0
 _LOOK_SECONDS: Final = 0.01
@@ -19,13 +20,13 @@ _LOOK_SECONDS: Final = 0.01
 class HttpServer:
     """A server that can be started and stopped once each. It has the listening socket to itself from then on."""
 
-    def __init__(self, application: Starlette, *, name: str, most_connections: int) -> None:
+    def __init__(self, application: Starlette, *, name: str, connections: OpenConnections) -> None:
         self._name = name
         self._server = uvicorn.Server(
             uvicorn.Config(
                 application,
                 loop="asyncio",
-                http="h11",
+                http=protocol_for(connections),
                 ws="none",
                 lifespan="off",
                 # What a peer asks for is its own text, and may name a patient: nothing of it is logged.
@@ -34,7 +35,6 @@ class HttpServer:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=most_connections,
             )
         )
         self._thread: threading.Thread | None = None

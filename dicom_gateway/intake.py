@@ -8,26 +8,31 @@ Each arrow may be the last thing a process does; ``start`` carries on from which
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Final, Literal
 
 from dicom_gateway import durable_files, explain
+from dicom_gateway.grouping import Patients, share_patient
 from dicom_gateway.instance_filling import uids_of_files
 from dicom_gateway.interfaces import Definitions
 from dicom_gateway.ledger import Decision, Ledger
 from dicom_gateway.open_groups import DueGroup, OpenGroups
 from dicom_gateway.outbox import Outbox
 from dicom_gateway.spool import Spool, SpooledStudy, tidy, write_record
+from dicom_gateway.stored_headers import headers_below, sop_instance_uid
 from dicom_gateway.uid_key import UidKey
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.handoff.header import Header
 from flows_engine.handoff.matching import MatchReport
 from flows_engine.handoff.run_request import RunRequest
 from flows_engine.handoff.study_match import match_study
-from flows_engine.handoff.study_store import StudyNotFoundError, StudyOutcome, StudyRecord, StudyStore
+from flows_engine.handoff.study_store import INPUT_NAME, StudyNotFoundError, StudyOutcome, StudyRecord, StudyStore
 
 _log = logging.getLogger(__name__)
 
@@ -123,7 +128,7 @@ class Intake:
         except Exception as error:  # noqa: BLE001  # a full disk must not lose the others; this one is tried again
             _log.error(
                 "what was received could not be collected (%s); trying again",
-                type(error).__name__,
+                _in_a_word(error),
                 extra={"action": "collect", "reception": reception_id},
             )
             return False
@@ -147,27 +152,51 @@ class Intake:
         has_earlier = self._late_arrival == "ignore" or record.new_instance_count != record.instance_count
         if not earlier or not has_earlier or record.earlier_study_id:
             return study
-        known = self._ledger.study(earlier[0])
-        changes: dict[str, object] = {"earlier_study_id": earlier[0]}
+        of_patient = (
+            study_id
+            for study_id in earlier
+            if share_patient(self._stored_headers(study_id), headers_below(study.folder / INPUT_NAME))
+        )
+        earlier_study_id = next(of_patient, None)
+        if earlier_study_id is None:
+            return study
+        known = self._ledger.study(earlier_study_id)
+        changes: dict[str, object] = {"earlier_study_id": earlier_study_id}
         if known is not None and known.outcome == "held":
             # Nothing has run on that one, so all of this is new, also what came a second time.
             changes["new_instance_count"] = None
         return replace(study, record=record.model_copy(update=changes))
 
     def _earlier_studies(self, group: DueGroup) -> tuple[str, ...]:
-        """Return the newest version of each study that more has come of, and that is still in the store."""
+        """Return the newest version of each study that more has come of, and that is still in the store.
+
+        One StudyInstanceUID may have been given to two patients: only what is of a patient of the group is meant.
+        """
         if self._spool.is_closing(group.group_id):
             return ()
-        newest: list[str] = []
+        patients, newest = Patients(), dict[str, set[int]]()
         for uid in sorted(self._groups.study_uids(group.group_id)):
+            seen: set[int] = set()
             for study_id in self._ledger.studies_of(self._uid_key.hash_of(uid)):
-                try:
-                    self._store.input_folder(study_id)
-                except StudyNotFoundError:
+                headers = self._stored_headers(study_id)
+                one = next(headers, None)
+                if one is None or patients.number(one[1], sop_instance_uid=one[0]) in seen:
                     continue
-                newest.append(study_id)
-                break
-        return tuple(dict.fromkeys(newest))
+                numbers = {patients.number(header, sop_instance_uid=uid) for uid, header in (one, *headers)}
+                seen |= numbers
+                newest[study_id] = numbers
+        if not newest:
+            return ()
+        came = {
+            patients.number(header, sop_instance_uid=sop_instance_uid(name))
+            for name, header in self._spool.headers(group.group_id)
+        }
+        return tuple(study_id for study_id, numbers in newest.items() if numbers & came)
+
+    def _stored_headers(self, study_id: str) -> Iterator[tuple[str, Header]]:
+        """Yield the SOP Instance UID and the header of each instance of a study; nothing where it is not there."""
+        with suppress(StudyNotFoundError):
+            yield from headers_below(self._store.input_folder(study_id))
 
     def _recover(self) -> None:
         self._groups.restore()
@@ -202,9 +231,7 @@ class Intake:
                 self._commit(study)
             except Exception as error:  # noqa: BLE001  # a full disk must not lose the others; this one is tried again
                 self._backlog.append(study)
-                _log.error(
-                    "a study could not be moved to the store (%s); trying again", type(error).__name__, extra=extra
-                )
+                _log.error("a study could not be moved to the store (%s); trying again", _in_a_word(error), extra=extra)
             else:
                 _log.info("a study was received; instances: %d", study.record.instance_count, extra=extra)
                 if study.record.conflict_count:
@@ -220,8 +247,9 @@ class Intake:
             self._ledger.announce(study.record.study_id, held_because=study.problem)
             write_record(study)
             study.folder.rename(target)
-            durable_files.sync_folder(self._store.root)
             durable_files.sync_folder(study.folder.parent)
+        # Also where it was moved before, and this is what failed.
+        durable_files.sync_folder(self._store.root)
         self._ledger.add(study.record, uid_hashes=self._uid_key.hashes_of(study.record))
         if study.record.earlier_study_id and self._late_arrival == "rerun":
             self._ledger.supersede(study.record.earlier_study_id, by=study.record.study_id)
@@ -240,7 +268,7 @@ class Intake:
             except Exception as error:  # noqa: BLE001  # outer edge of the thread: what is undecided is taken up again
                 _log.error(
                     "studies could not be decided on (%s); trying again",
-                    type(error).__name__,
+                    _in_a_word(error),
                     extra={"action": "match"},
                 )
                 self._stopping.wait(_LOOK_AGAIN_SECONDS)
@@ -248,6 +276,9 @@ class Intake:
     def _decide(self, study_id: str, *, released: bool) -> None:
         try:
             self._enter_decision(study_id, self._decision(study_id, released=released))
+        except sqlite3.OperationalError:
+            # The ledger cannot be written, as on a full disk. That is not the study's fault: it is taken up again.
+            raise
         except Exception as error:  # noqa: BLE001  # whatever is wrong with one study, the others go on
             self._enter_decision(study_id, Decision(outcome="held", reason=_unforeseen(study_id, error)))
 
@@ -326,6 +357,11 @@ def decide(
 def idempotency_key(study_id: str, definition: FlowDefinition) -> str:
     """Return the name under which a run of this very definition on this study is created once."""
     return f"{study_id}:{definition.name}:{definition.digest[:16]}"
+
+
+def _in_a_word(error: Exception) -> str:
+    """Return what a log may say of an error: its text might name a patient's folder."""
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__
 
 
 def _unforeseen(study_id: str, error: Exception) -> str:

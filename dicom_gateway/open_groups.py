@@ -208,15 +208,26 @@ class OpenGroups:
                 "what an aborted association had sent is joined with what its sender sent now",
                 extra={"action": "join", "reception": group_id},
             )
-            self._spool.move(list(self._spool.names(group_id)), group_id, reception_id)
-            self._spool.remove(group_id)
-            self._groups.pop(group_id)
+            self._join(group_id, keys, reception_id)
         # What does not wait has no keys: it waits for no other association either.
         note = self._note(keys if waits else frozenset(), is_complete=is_complete)
         if waits:
             self._write(reception_id, note)
         else:
             self._groups[reception_id] = note
+
+    def _join(self, group_id: str, keys: frozenset[Key], reception_id: str) -> None:
+        """Move what a group has of the patients that a reception is of. What it has of others goes on waiting."""
+        note = self._groups[group_id]
+        patients = {_patient(key) for key in note.keys & keys}
+        names = [name for name, key in self._keys(group_id).items() if _patient(key) in patients]
+        self._spool.move(names, group_id, reception_id)
+        rest = frozenset(key for key in note.keys if _patient(key) not in patients)
+        if rest:
+            self._write(group_id, note.model_copy(update={"keys": rest}))
+        else:
+            self._spool.remove(group_id)
+            self._groups.pop(group_id)
 
     def _closes_at(self, note: GroupNote, open_receptions: Collection[str], *, now: float) -> float:
         waiting = self._waiting
@@ -237,19 +248,22 @@ class OpenGroups:
 
     def _keys(self, reception_id: str, *, but: Collection[str] = ()) -> dict[str, Key]:
         """Return what each instance of a reception belongs to, by the name of its file."""
-        sender = self._spool.sender(reception_id)
+        # Not asked for of a reception in which nothing is: the disk may have been too full for that, too.
+        is_needed = self._group_by == "association" and any(self._spool.names(reception_id, but=but))
+        sender = self._spool.sender(reception_id) if is_needed else ""
         return {
             name: self._key(header, uid=name.partition("_")[0].removesuffix(".dcm"), sender=sender)
             for name, header in self._spool.headers(reception_id, but=but)
         }
 
     def _key(self, header: Header, *, uid: str, sender: str) -> Key:
-        study = header.text(STUDY_INSTANCE_UID)
+        study, patient = header.text(STUDY_INSTANCE_UID), group_key(header, sop_instance_uid=uid)
+        # With the patient: what comes of one says nothing of another's, whom somebody gave the same StudyInstanceUID.
         if self._group_by == "association":
-            return ("sender", sender, study or uid)
+            return ("sender", sender, study or uid, *patient)
         if self._group_by == "study" and study:
-            return ("study", study)
-        return group_key(header, sop_instance_uid=uid)
+            return ("study", study, *patient)
+        return patient
 
     def _group_with(self, key: Key) -> str | None:
         found = (
@@ -271,3 +285,8 @@ class OpenGroups:
             mode=durable_files.PRIVATE_FILE,
         )
         self._groups[group_id] = note
+
+
+def _patient(key: Key) -> Key:
+    """Return whose it is, of a key that names a sender."""
+    return key[3:]

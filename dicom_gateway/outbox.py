@@ -201,8 +201,10 @@ class Outbox:
     def _works(self, *scopes: str) -> None:
         with self._changed:
             for scope in scopes:
-                if self._pauses.pop(scope, None) is not None:
+                if scope in self._pauses:
+                    # In this order: what the ledger cannot forget now, on a full disk, it is told again.
                     self._ledger.forget_delays(scope)
+                    del self._pauses[scope]
 
 
 def _extra(run: PendingRun) -> dict[str, str]:

@@ -88,6 +88,15 @@ class PeerRules:
             return CALLED_NOT_RECOGNISED
         return None
 
+    def admits_address(self, address: str) -> bool:
+        """Tell whether a peer that has no AE title, as over HTTP, may send from an address.
+
+        Where rules name addresses, its own has to be among them; whichever title may send from there, it is credentials
+        that stand for one here. Rules that name AE titles alone say nothing of it.
+        """
+        networks = [rule.network for rule in self.allowed if rule.network is not None]
+        return not networks or any(_is_within(address, network) for network in networks)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AssociationLimits:

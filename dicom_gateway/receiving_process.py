@@ -74,7 +74,7 @@ def main(descriptor: int) -> None:
     """Receive until told to stop, or until the gateway is gone."""
     # Ctrl-C reaches the whole group; the gateway says when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _raise_the_number_of_descriptors()
+    raise_the_number_of_descriptors()
     channel = ProcessChannel(socket.socket(fileno=descriptor))
     message = channel.receive()
     if message is None:
@@ -102,7 +102,7 @@ def main(descriptor: int) -> None:
     os._exit(0)
 
 
-def _raise_the_number_of_descriptors() -> None:
+def raise_the_number_of_descriptors() -> None:
     """Have as many descriptors as the system allows: a few an association, and the default is for programs with few."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):

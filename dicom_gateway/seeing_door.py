@@ -15,10 +15,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from dicom_gateway.errors import StartError
+from dicom_gateway.http_connections import OpenConnections
 from dicom_gateway.http_server import HttpServer
 from dicom_gateway.listening import listen
+from dicom_gateway.peers import AssociationLimits
 
-_MOST_CONNECTIONS: Final = 64
+_LIMITS: Final = AssociationLimits(in_all=64, of_one_peer=32)
 
 
 class SeeingDoor:
@@ -31,7 +33,7 @@ class SeeingDoor:
         self._port = port
         self._listening: socket.socket | None = None
         application = seeing_application(reasons_against=reasons_against, metrics=metrics)
-        self._server = HttpServer(application, name="metrics", most_connections=_MOST_CONNECTIONS)
+        self._server = HttpServer(application, name="metrics", connections=OpenConnections(_LIMITS))
 
     @property
     def port(self) -> int:

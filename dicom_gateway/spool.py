@@ -119,7 +119,8 @@ class Spool:
         collection = _Collection(folder, layout=self._layout, on_conflict=self._on_conflict)
         numbers = (str(number) for number in range(len(closed) + collection.group_count))
         free = [number for number in numbers if not (folder / number).exists()]
-        studies = collection.close([folder / number for number in free], _origin(folder), complete=complete)
+        places = [folder / number for number in free]
+        studies = collection.close(places, _origin(folder), complete=complete) if collection.group_count else ()
         if not closed and not studies:
             shutil.rmtree(folder, ignore_errors=True)
         return (*closed, *studies)
@@ -172,15 +173,20 @@ class Spool:
     def open_beside(self, reception_id: str) -> str:
         """Return the id of a new, empty place for instances of the same sender, durably."""
         folder = self.root / str(uuid7())
-        durable_files.make_folder(folder, mode=durable_files.PRIVATE_FOLDER)
         origin = _origin(self.root / reception_id)
-        durable_files.write_file(
-            folder / RECEPTION_NAME,
-            origin.model_dump_json(indent=1).encode(),
-            temporary=folder / f"{RECEPTION_NAME}.part",
-            mode=durable_files.PRIVATE_FILE,
-        )
-        durable_files.make_folder(folder / INCOMING_NAME, mode=durable_files.SHARED_FOLDER)
+        try:
+            durable_files.make_folder(folder, mode=durable_files.PRIVATE_FOLDER)
+            durable_files.write_file(
+                folder / RECEPTION_NAME,
+                origin.model_dump_json(indent=1).encode(),
+                temporary=folder / f"{RECEPTION_NAME}.part",
+                mode=durable_files.PRIVATE_FILE,
+            )
+            durable_files.make_folder(folder / INCOMING_NAME, mode=durable_files.SHARED_FOLDER)
+        except OSError:
+            # Who tries again gets another place, and nobody would come back to this one.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return folder.name
 
     def move(self, names: Iterable[str], reception_id: str, target_id: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from shutil import disk_usage
@@ -18,6 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from dicom_gateway.multipart import MalformedError
+from dicom_gateway.peers import PeerRules
 from dicom_gateway.serving import Receptions
 from dicom_gateway.stow_answer import http_status, json_body
 from dicom_gateway.stow_credentials import StowCredentials
@@ -31,6 +33,11 @@ _log = logging.getLogger(__name__)
 
 _SILENCE_SECONDS: Final = 60.0
 """A sender that falls silent in the middle of a body for so long is taken for dead."""
+_SLOWEST_BYTES_PER_SECOND: Final = 4 * 1024
+"""… and one that has been waited for longer than what came takes at this speed, and ``_SILENCE_SECONDS``."""
+
+
+_NOT_AMONG_PEERS: Final = "its address is not among those of ALLOWED_PEERS"
 
 
 class StowDoor:
@@ -44,6 +51,7 @@ class StowDoor:
         ae_title: str,
         credentials: StowCredentials,
         tally: Tally,
+        peers: PeerRules | None = None,
         silence_seconds: float = _SILENCE_SECONDS,
     ) -> None:
         self._receptions = receptions
@@ -51,6 +59,7 @@ class StowDoor:
         self._ae_title = ae_title
         self._credentials = credentials
         self._tally = tally
+        self._peers = peers or PeerRules()
         self._silence_seconds = silence_seconds
 
     def application(self) -> Starlette:
@@ -63,6 +72,12 @@ class StowDoor:
         )
 
     async def _store(self, request: Request) -> Response:
+        client = request.client
+        address, port = (client.host, client.port) if client is not None else ("", 0)
+        if not self._peers.admits_address(address):
+            self._tally.refused("peer")
+            _log.warning("a request from %s was refused: %s", address, _NOT_AMONG_PEERS, extra={"action": "reject"})
+            return PlainTextResponse(f"{_NOT_AMONG_PEERS}\n", 403)
         ae_title = self._credentials.sender_of(request.headers.get("authorization", ""))
         if ae_title is None:
             self._tally.refused("credentials")
@@ -73,10 +88,7 @@ class StowDoor:
         refusal = self._refusal(request)
         if refusal is not None:
             return refusal
-        client = request.client
-        sender = Sender(
-            ae_title=ae_title, host=client.host if client is not None else "", port=client.port if client else 0
-        )
+        sender = Sender(ae_title=ae_title, host=address, port=port)
         try:
             upload = StowUpload(
                 boundary=boundary_of(request.headers.get("content-type", "")),
@@ -136,12 +148,16 @@ class StowDoor:
 
     async def _pieces(self, request: Request) -> AsyncIterator[bytes]:
         pieces = request.stream()
+        patience_seconds = self._silence_seconds
         while True:
+            began = time.monotonic()
             try:
-                async with asyncio.timeout(self._silence_seconds):
+                async with asyncio.timeout(min(patience_seconds, self._silence_seconds)):
                     piece = await anext(pieces)
             except StopAsyncIteration:
                 return
+            # Time is granted for what has come, and taken for what was waited; what our disk takes is not the sender's.
+            patience_seconds += len(piece) / _SLOWEST_BYTES_PER_SECOND - (time.monotonic() - began)
             if piece:
                 yield piece
 

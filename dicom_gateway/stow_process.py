@@ -14,25 +14,28 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from dicom_gateway.disk_room import DiskRoom
+from dicom_gateway.http_connections import OpenConnections
 from dicom_gateway.http_server import HttpServer
+from dicom_gateway.peers import AssociationLimits, PeerRules
 from dicom_gateway.process_channel import ProcessChannel
-from dicom_gateway.receiving_process import ToldReceptions, ToTheGateway
+from dicom_gateway.receiving_process import ToldReceptions, ToTheGateway, raise_the_number_of_descriptors
 from dicom_gateway.spool import Spool
 from dicom_gateway.stow_application import StowDoor
 from dicom_gateway.stow_credentials import StowCredentials
 from dicom_gateway.tally import Tally
 from dicom_gateway.telling_counts import TellingCounts
 
-_MOST_CONNECTIONS: Final = 128
-
 
 def main(descriptor: int) -> None:
     """Receive until told to stop, or until the gateway is gone."""
     # Ctrl-C reaches the whole group; the gateway says when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise_the_number_of_descriptors()
     channel = ProcessChannel(socket.socket(fileno=descriptor))
     settings = channel.receive()
     if settings is None or settings.descriptor is None:
@@ -55,9 +58,11 @@ def main(descriptor: int) -> None:
         spool=spool,
         ae_title=values["ae_title"],
         credentials=StowCredentials(**values["credentials"]),
+        peers=TypeAdapter(PeerRules).validate_python(values["peers"]),
         tally=tally,
     )
-    server = HttpServer(door.application(), name="stow", most_connections=_MOST_CONNECTIONS)
+    connections = OpenConnections(AssociationLimits(**values["limits"]), refused=tally.refused)
+    server = HttpServer(door.application(), name="stow", connections=connections)
     server.start(socket.socket(fileno=settings.descriptor))
     channel.send("ready")
     counts.start()

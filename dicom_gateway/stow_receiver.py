@@ -9,12 +9,16 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Final
+
+from pydantic import TypeAdapter
 
 from dicom_gateway.disk_room import DiskRoom
 from dicom_gateway.errors import StartError
 from dicom_gateway.listening import listen
+from dicom_gateway.peers import AssociationLimits, PeerRules
 from dicom_gateway.process_channel import ProcessChannel
 from dicom_gateway.process_keeper import ProcessKeeper, ReceivingProcess
 from dicom_gateway.reception import Durability
@@ -23,6 +27,8 @@ from dicom_gateway.stow_credentials import StowCredentials
 from dicom_gateway.tally import Tally
 
 _log = logging.getLogger(__name__)
+
+_LIMITS: Final = AssociationLimits(in_all=200, of_one_peer=200)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,9 @@ class StowSettings:
     durability: Durability = "instance"
     on_conflict: OnConflict = "keep_both"
     room: DiskRoom | None = None
+    peers: PeerRules = field(default_factory=PeerRules)
+    """Only what they say of addresses: over HTTP, nobody has an AE title."""
+    limits: AssociationLimits = _LIMITS
     log_level: int = logging.INFO
     lock: int | None = None
     """A descriptor that the process inherits: whoever it locks out waits until it is gone."""
@@ -127,6 +136,8 @@ class StowReceiver:
             durability=settings.durability,
             on_conflict=settings.on_conflict,
             room=None if settings.room is None else {**asdict(settings.room), "folder": str(settings.room.folder)},
+            peers=TypeAdapter(PeerRules).dump_python(settings.peers, mode="json"),
+            limits=asdict(settings.limits),
             log_level=settings.log_level,
             credentials=asdict(settings.credentials),
         )

@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 
 LEDGER_NAME: Final = "ledger.sqlite"
 _GRACE_SECONDS: Final = 5.0
+_THIS_HOST: Final = ("localhost", "127.0.0.1")
 
 
 class Gateway:
@@ -170,6 +171,7 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
         reserve_bytes=settings.disk_reserve_bytes,
         watermark_percent=settings.disk_watermark_percent,
     )
+    limits = AssociationLimits(in_all=settings.max_associations, of_one_peer=settings.max_associations_per_peer)
     tallies = {"dicom": Tally(), "stow": Tally()}
     receiver = Receiver(
         ReceiverSettings(
@@ -183,7 +185,7 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
             on_conflict=settings.on_conflict,
             room=room,
             peers=peers,
-            limits=AssociationLimits(in_all=settings.max_associations, of_one_peer=settings.max_associations_per_peer),
+            limits=limits,
             processes=settings.receiver_processes,
             log_level=settings.log_level,
             pynetdicom_log_level=settings.pynetdicom_log_level,
@@ -198,6 +200,12 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
     )
     stow = None
     if settings.stow_port is not None:
+        if settings.stow_hostname in _THIS_HOST and not peers.admits_address("127.0.0.1"):
+            _log.warning(
+                "nobody may send over HTTP: STOW_HOSTNAME is reached from this host only, and ALLOWED_PEERS does not"
+                " name it; add 127.0.0.1",
+                extra={"action": "listen"},
+            )
         stow = StowReceiver(
             StowSettings(
                 hostname=settings.stow_hostname,
@@ -208,6 +216,8 @@ def build_gateway(settings: SiteSettings, trigger: RunTrigger, catalogue: Defini
                 durability=settings.durability,
                 on_conflict=settings.on_conflict,
                 room=room,
+                peers=peers,
+                limits=limits,
                 log_level=settings.log_level,
                 lock=lock.descriptor,
             ),

@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterator
 import docker
 import docker.errors
 import pytest
+from hypothesis import settings
 
 from tests import services
 from tests.acceptance.browser import installed_browser
 from tests.gpu_engine import missing_dockerd
 from tests.shares import ByFile
+
+# `HYPOTHESIS_EXAMPLES=100000 pytest --hypothesis-profile=long --timeout=0 TEST`, on a machine that is left alone.
+settings.register_profile("long", max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "20000")), deadline=None)
 
 _DCMTK_TOOLS = ("dcmdump", "dcmodify", "echoscu", "storescp", "storescu")
 

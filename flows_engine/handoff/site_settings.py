@@ -205,12 +205,15 @@ class SiteSettings(BaseModel):
     tls_client_certificate: Literal["required", "optional", "none"] = "required"
     """Whether a peer has to show a certificate; without ``tls_ca`` there is none that could be trusted."""
     allowed_peers: Annotated[tuple[str, ...], BeforeValidator(_texts)] = ()
-    """Who may send: AE titles, addresses or networks, or both as ``AE_TITLE@10.1.2.0/24``. Default: everyone."""
+    """Who may send: AE titles, addresses or networks, or both as ``AE_TITLE@10.1.2.0/24``. Default: everyone.
+
+    ``STOW_PORT`` looks at the addresses alone, where there are any.
+    """
     require_called_ae: bool = False
     """Whether a peer has to call ``AE_TITLE``; by default any name will do."""
     max_associations: int = Field(default=200, ge=1)
     max_associations_per_peer: int = Field(default=100, ge=1)
-    """How many of them may come from one address."""
+    """How many of them may come from one address. Both hold for the connections of ``STOW_PORT`` as well."""
     pynetdicom_log_level: Literal["none", "standard", "debug"] = "standard"
     log_level: Annotated[int, BeforeValidator(_log_level)] = Field(default=20, ge=0, le=50)
     tar_subdir: Annotated[tuple[str, ...], BeforeValidator(_keywords)] = ()

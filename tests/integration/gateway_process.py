@@ -53,7 +53,8 @@ def main(data_dir: Path, settings: dict[str, object]) -> None:
                 **settings,
             }
         ),
-        FileTrigger(runs),
+        # Prefect's database lies on no disk of the gateway's: a test may have put the folder elsewhere.
+        FileTrigger(runs.resolve()),
         FakeDefinitions(flow("CT", {"Modality": "CT"})),
     )
     gateway.start()

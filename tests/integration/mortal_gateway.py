@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +12,18 @@ from tests.services import ROOT
 
 
 class MortalGateway:
-    """The processes of ``tests.integration.gateway_process``; it listens once this is made."""
+    """The processes of ``tests.integration.gateway_process``, which listen once this is made. ``log`` takes their log."""
 
-    def __init__(self, data_dir: Path, **settings: object) -> None:
+    def __init__(self, data_dir: Path, *, log: Path | None = None, **settings: object) -> None:
+        output = (log or Path(os.devnull)).open("ab")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.integration.gateway_process", str(data_dir), json.dumps(settings)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=output,
             text=True,
         )
+        output.close()
         line = self.process.stdout.readline()
         assert line.strip().isdigit(), "the gateway did not start"
         self.port = int(line)

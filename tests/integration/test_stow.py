@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import httpx
@@ -27,6 +28,7 @@ from tests.fakes.instances import CANARIES, ct, encoded
 from tests.fakes.run_trigger import FakeRunTrigger
 from tests.fakes.stow_client import BOUNDARY, TOKEN, TYPE, body, dicom_file, post
 from tests.services import wait_until
+from tests.small_disk import small_disk
 
 MIB = 1024 * 1024
 
@@ -299,18 +301,51 @@ def test_a_large_object_costs_no_memory(site):
     assert memory_mib(os.getpid(), "VmHWM") - gateway_before < 40
 
 
-@contextlib.contextmanager
-def small_disk(folder):
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("a tmpfs cannot be mounted")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+def test_strangers_who_say_nothing_or_little_lock_nobody_out(make_site):
+    site = make_site(max_associations=100, metrics_port=0)
+    head = f"POST /studies HTTP/1.1\r\nHost: x\r\nContent-Type: {TYPE}\r\n".encode()
+    unknown = head + b"Content-Length: 1000000\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        for port in (site.port, site.gateway.metrics_port):
+            for number in range(240):
+                connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+                connection.sendall((b"", head, unknown)[number % 3])
+        began = time.monotonic()
+        assert post(site.port, body([dicom_file(ct())])).status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{site.gateway.metrics_port}/healthz", timeout=10).status_code == 200
+        assert time.monotonic() - began < 5
+    assert site.studies()[0].outcome == "triggered"
+
+
+def test_bodies_that_stall_lock_out_nobody_at_another_address(make_site):
+    site = make_site(max_associations=6, max_associations_per_peer=4)
+    whole = body([dicom_file(ct())])
+    head = f"POST /studies HTTP/1.1\r\nHost: x\r\nContent-Type: {TYPE}\r\nAuthorization: Bearer {TOKEN}\r\n"
+    stalled = f"{head}Content-Length: {len(whole)}\r\n\r\n".encode() + whole[:-60]
+    with contextlib.ExitStack() as stack:
+        opened = [
+            stack.enter_context(
+                socket.create_connection(("127.0.0.1", site.port), source_address=("127.0.0.2", 0), timeout=10)
+            )
+            for _ in range(4)
+        ]
+        for connection in opened:
+            connection.sendall(stalled)
+        wait_until(lambda: len(list((site.folder / "spool").rglob("*.dcm"))) == 4, seconds=10, what="four bodies")
+        with socket.create_connection(
+            ("127.0.0.1", site.port), source_address=("127.0.0.2", 0), timeout=10
+        ) as one_too_many:
+            assert one_too_many.recv(100).startswith(b"HTTP/1.1 503 ")
+        assert post(site.port, body([dicom_file(ct())])).status_code == 200
+        opened[0].sendall(whole[-60:])
+        assert opened[0].recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_allowed_peers_are_asked_for_their_addresses(make_site, caplog):
+    site = make_site(allowed_peers=("CT1", "10.0.0.0/8"))
+    answer = post(site.port, body([dicom_file(ct())]), X_Forwarded_For="10.0.0.1")
+    assert (answer.status_code, answer.text) == (403, "its address is not among those of ALLOWED_PEERS\n")
+    assert "nobody may send over HTTP: STOW_HOSTNAME is reached from this host only" in caplog.text
 
 
 def test_a_full_disk_is_told_and_damages_nothing(tmp_path):

@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import CTImageStorage
 
@@ -47,9 +47,10 @@ class Instances:
     """Takes instances; the first of them ends with each status of ``statuses``."""
 
     def __init__(self):
-        self.stored, self.abandoned = [], 0
+        self.stored, self.abandoned, self.begun = [], 0, 0
 
     def begin(self, request, context_id):
+        self.begun += 1
         return Taken(self)
 
 
@@ -93,6 +94,8 @@ class Peer:
 
     def _serve(self, received):
         self.result = self.path.serve(received)
+        # Nobody reads on: who sends more hears of it, and does not wait.
+        self.served.shutdown(socket.SHUT_RD)
         if self.result[0] is not Ending.OTHER:
             self.served.close()
 
@@ -269,18 +272,47 @@ def test_a_path_that_is_told_to_end_ends(make_peer):
     assert peer.ended()[0] is Ending.CLOSED
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_whatever_comes_the_path_is_left(make_peer, data):
-    """Damage a good stream at random."""
-    good = store(b"abcdefgh" * 30) + store(b"12345678" * 30)
-    at = data.draw(st.integers(0, len(good) - 1))
-    junk = data.draw(st.binary(min_size=1, max_size=12))
-    damaged = good[:at] + junk + good[at + len(junk) :]
-    peer = make_peer()
+def damaged(good):
+    """Draw what becomes of a good stream where something overwrites a stretch of it."""
+    return st.builds(
+        lambda at, junk: good[:at] + junk + good[at + len(junk) :],
+        st.integers(0, len(good) - 1),
+        st.binary(min_size=1, max_size=12),
+    )
+
+
+def pieces_of_messages():
+    """Draw PDVs that may be in a message, in any order, with lengths and flags that may be wrong."""
+    contents = st.sampled_from([command(), command()[:17], command(field=0x0030), command(b"no uid"), b"abc", b""])
+    flags, contexts = st.sampled_from([0, 1, 2, 3, 255]), st.sampled_from([1, 3, 5])
+    lengths = st.sampled_from([0, 0, 0, 0, -3, 1, 2**31])
+    pdvs = st.builds(
+        lambda content, flag, context_id, more: (
+            struct.pack(">LBB", max(0, len(content) + 2 + more), context_id, flag) + content
+        ),
+        *(contents, flags, contexts, lengths),
+    )
+    pdus = st.builds(
+        lambda kind, parts, more: struct.pack(">BxL", kind, max(0, sum(map(len, parts)) + more)) + b"".join(parts),
+        *(st.sampled_from([4, 4, 4, 4, 5, 7, 0]), st.lists(pdvs, max_size=4), lengths),
+    )
+    return st.lists(pdus | st.just(store(b"whole")), min_size=1, max_size=8).map(b"".join)
+
+
+@settings(max_examples=max(150, settings.default.max_examples), deadline=None)
+@given(
+    stream=damaged(store(b"abcdefgh" * 30) + store(b"12345678" * 30)) | pieces_of_messages(),
+    size=st.integers(1, 200),
+    before=st.integers(0, 200),
+)
+def test_whatever_comes_the_path_is_left(stream, size, before):
+    peer = Peer(received=stream[:before])
     with suppress(OSError):
-        peer.end.sendall(damaged)
+        for at in range(before, len(stream), size):
+            peer.end.sendall(stream[at : at + size])
         peer.end.shutdown(socket.SHUT_WR)
-    ending, _ = peer.ended()
+    ending, rest = peer.ended()
     assert isinstance(ending, Ending)
-    assert len(peer.instances.stored) + peer.instances.abandoned <= 2
+    assert rest == b"" or ending is Ending.OTHER
+    assert len(peer.instances.stored) + peer.instances.abandoned == peer.instances.begun
+    assert peer.instances.abandoned <= 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
+import sqlite3
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -413,6 +414,23 @@ def test_a_disk_that_is_full_at_the_end_is_waited_for(world, monkeypatch):
     assert (study.outcome, study.complete) == ("triggered", True)
 
 
+def test_a_ledger_that_cannot_be_written_for_a_moment_holds_no_study(world, monkeypatch):
+    real, failures = Ledger.decide, []
+
+    def decide(ledger, study_id, decision):
+        if not failures:
+            failures.append(study_id)
+            raise sqlite3.OperationalError("database or disk is full")
+        real(ledger, study_id, decision)
+
+    monkeypatch.setattr(Ledger, "decide", decide)
+    world.intake.start()
+    world.receive(ct())
+    wait_until(world.settled)
+    assert failures
+    assert world.outcomes() == ["triggered"]
+
+
 def test_definitions_are_those_of_the_moment(world):
     world.definitions.by_name = {}
     world.intake.start()
@@ -523,11 +541,47 @@ def test_late_instances_are_a_study_of_their_own_where_a_site_wants_it(make_late
 def test_late_instances_of_another_patient_never_join_the_first(make_late):
     world = make_late()
     received_now(world, ct())
-    world.receive(ct(PatientID="another"))
-    wait_until(lambda: len(world.ledger.studies()) == 3 and world.settled())
+    received_now(world, ct(PatientID="another"))
+    assert len(world.ledger.studies()) == 2
     for study in world.ledger.studies():
         patients = world.store.record(study.study_id).fingerprint.columns["00100020"].values
         assert len(patients) == 1
+
+
+def test_what_comes_of_another_patient_of_the_same_study_uid_settles_nothing(make_late):
+    world = make_late()
+    held = received_now(world, ct(PatientID="one"), complete=False)
+    other = received_now(world, ct(PatientID="another"))
+    assert (other.outcome, other.instance_count) == ("triggered", 1)
+    assert world.store.record(other.study_id).earlier_study_id == ""
+    assert [study.study_id for study in world.ledger.studies()] == [other.study_id, held.study_id]
+    assert world.ledger.study(held.study_id).outcome == "held"
+    assert len(world.trigger.runs) == 1
+
+
+@pytest.mark.parametrize("late_arrival", ["rerun", "ignore"])
+def test_late_instances_find_the_study_of_their_patient_however_many_share_its_uid(make_late, late_arrival):
+    world = make_late(late_arrival)
+    first = received_now(world, ct(PatientID="one"), ct(PatientID="one"))
+    other = received_now(world, ct(PatientID="another"))
+    assert other.outcome == "triggered"
+    late = received_now(world, ct(PatientID="one"))
+    assert world.store.record(late.study_id).earlier_study_id == first.study_id
+    assert late.instance_count == (3 if late_arrival == "rerun" else 1)
+    assert len(world.ledger.studies()) == 3
+
+
+def test_late_instances_of_two_patients_each_find_their_own(make_late):
+    world = make_late()
+    first = received_now(world, ct(PatientID="one"))
+    other = received_now(world, ct(PatientID="one", PatientName="Another^One", PatientBirthDate="19990909"))
+    world.receive(
+        ct(PatientID="one"), ct(PatientID="one", PatientName="Another^One", PatientBirthDate="19990909"), complete=True
+    )
+    wait_until(lambda: len(world.ledger.studies()) == 4 and world.settled())
+    newest = [world.store.record(study.study_id) for study in world.ledger.studies()[:2]]
+    assert {record.earlier_study_id for record in newest} == {first.study_id, other.study_id}
+    assert [record.instance_count for record in newest] == [2, 2]
 
 
 def test_an_incomplete_study_waits_for_nobody_once_the_rest_has_come(make_late):

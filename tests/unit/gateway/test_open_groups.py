@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -104,11 +105,28 @@ def test_the_studies_of_a_patient_are_one_group_where_a_site_wants_it(make_world
     assert sorted(world.close(due) for due in world.due()) == [[1], [3]]
 
 
-def test_two_patients_in_one_study_are_one_group_and_never_one_study(world):
+def test_two_patients_in_one_study_are_never_one_group(world):
     world.take(of("1.1"), of("1.1", PatientID="another"))
+    world.now += IDLE
+    assert [world.close(due) for due in world.due()] == [[1], [1]]
+
+
+def test_two_people_of_one_patient_id_and_study_are_one_group_and_never_one_study(world):
+    world.take(of("1.1"), of("1.1", PatientName="Another^One"))
     world.now += IDLE
     (due,) = world.due()
     assert world.close(due) == [1, 1]
+
+
+def test_what_comes_of_one_patient_completes_nothing_of_another_of_the_same_study(world):
+    world.take(of("1.1"), is_complete=False)
+    world.take(of("1.1", PatientID="another"))
+    world.now += IDLE
+    (due,) = world.due()
+    assert (due.is_complete, world.close(due)) == (True, [1])
+    world.now += INCOMPLETE
+    (due,) = world.due()
+    assert (due.is_complete, world.close(due)) == (False, [1])
 
 
 def test_an_open_association_that_feeds_a_group_keeps_it_open(world):
@@ -170,6 +188,19 @@ def test_an_aborted_association_is_joined_with_the_next_of_its_sender(make_world
     (due,) = world.due()
     assert due.is_complete
     assert world.close(due) == [3]
+
+
+def test_an_aborted_association_is_joined_only_as_far_as_its_patients_come_again(make_world):
+    world = make_world("association")
+    world.take(of("1.1"), of("1.2"), of("1.1", PatientID="another"), is_complete=False)
+    world.take(of("1.1"))
+    (due,) = world.due()
+    assert (due.is_complete, world.close(due)) == (True, [3])
+    world.restart()
+    assert world.due() == [due]  # until it is in the store
+    world.now += INCOMPLETE
+    (left,) = set(world.due()) - {due}
+    assert (left.is_complete, world.close(left)) == (False, [1])
 
 
 def test_an_aborted_association_that_is_aborted_again_waits_on(make_world):
@@ -309,3 +340,27 @@ def test_a_disk_that_cannot_be_read_for_one_group_stops_no_other(world, monkeypa
     monkeypatch.setattr(world.spool, "headers", headers)
     assert len(world.due(open_one)) == 1
     assert "Input/output error" in caplog.text
+
+
+def test_a_place_that_the_disk_could_not_take_is_not_left_behind(world, monkeypatch):
+    real = durable_files.make_folder
+
+    def make_folder(folder, **options):
+        if folder.name == "incoming" and len(world.spool.ids()) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(folder, **options)
+
+    monkeypatch.setattr(durable_files, "make_folder", make_folder)
+    with pytest.raises(OSError, match="No space"):
+        world.take(of("1.1"), of("1.2"))
+    assert len(world.spool.ids()) == 1
+
+
+@pytest.mark.parametrize("group_by", ["association", "study"])
+def test_a_reception_for_which_there_was_no_room_at_all_is_no_damaged_one(make_world, group_by, caplog):
+    world = make_world(group_by)
+    (world.spool.root / "r").mkdir()
+    world.groups.take("r", is_complete=False)
+    assert world.spool.collect("r", complete=False) == ()
+    assert world.spool.ids() == []
+    assert caplog.text == ""

@@ -96,6 +96,13 @@ def test_a_stranger_does_not_learn_what_name_to_call():
     assert answer is CALLING_NOT_RECOGNISED
 
 
+def test_who_has_no_title_is_known_by_its_address_where_rules_name_addresses():
+    named = rules("CT1", "PACS@10.1.3.4", "10.2.0.0/16")
+    assert [named.admits_address(one) for one in ("10.1.3.4", "::ffff:10.2.9.9", "10.1.3.5", "")] == [1, 1, 0, 0]
+    assert rules("CT1", "MR*").admits_address("10.1.3.5")
+    assert rules().admits_address("10.1.3.5")
+
+
 def test_limits_count_all_and_those_of_the_peer():
     limits = AssociationLimits(in_all=3, of_one_peer=2)
     assert limits.rejection(addresses=[], address="a") is None
