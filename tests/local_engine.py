@@ -1,0 +1,93 @@
+"""A Docker engine of this host beside that of the machine: it may be stopped and killed, which the machine's may not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import docker
+
+from tests.services import running, wait_until
+
+# It takes a second or two; after a kill on a busy machine, with containers that still run, many more.
+_START_SECONDS = 180
+
+
+@dataclass(kw_only=True)
+class LocalEngine:
+    """The engine: where it listens, and how it is started. Its files are in ``folder``."""
+
+    folder: Path
+    environment: Mapping[str, str]
+    _running: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.folder}/docker.sock"
+
+    def start(self) -> None:
+        """Start it, with all that it kept."""
+        (self.folder / "daemon.json").write_text("{}")
+        # An engine without a bridge removes docker0, so it needs a network namespace of its own: the machine's engine
+        # uses that one.
+        command = ["unshare", "--net", "dockerd", "--host", self.url, f"--config-file={self.folder}/daemon.json"]
+        command += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
+        command += [f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec", f"--pidfile={self.folder}/pid"]
+        started = running(command, log=self.folder / "log", environment=self.environment)
+        self._process = self._running.enter_context(started)
+        try:
+            wait_until(self._answers, seconds=_START_SECONDS, what="a second Docker engine starts")
+        except TimeoutError as error:
+            said = (self.folder / "log").read_text(errors="replace")[-4000:]
+            raise RuntimeError(f"{error}; its log ends with\n{said}") from error
+
+    def stop(self) -> None:
+        """End it, as a host does that shuts down: what it runs is asked to end, and killed."""
+        self._running.close()
+
+    def kill(self) -> None:
+        """End it as a crash does. What it runs goes on, until it is started again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+        self.stop()
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[docker.DockerClient]:
+        """Give a client of it."""
+        client = docker.DockerClient(base_url=self.url, timeout=20)
+        yield client
+        client.close()
+
+    def _answers(self) -> bool:
+        try:
+            with self.client() as client:
+                client.ping()
+        except docker.errors.DockerException:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def local_engine(*images: str, environment: Mapping[str, str] = os.environ) -> Iterator[LocalEngine]:
+    """Run the engine, with ``images`` of the machine's own engine in it."""
+    # A socket's path has 107 bytes at most.
+    with tempfile.TemporaryDirectory(prefix="local-engine-", ignore_cleanup_errors=True) as name:
+        engine = LocalEngine(folder=Path(name), environment=environment)
+        try:
+            engine.start()
+            own = docker.from_env()
+            with engine.client() as other:
+                for image in images:
+                    other.images.load(b"".join(own.images.get(image).save(named=True)))
+            own.close()
+            yield engine
+        finally:
+            engine.stop()
