@@ -3,6 +3,7 @@
     EngineError
       ├─ RetryableError                 the same again may well work
       │    ├─ EngineUnavailableError      no Docker engine answers, or it went away
+      │    ├─ ModelInterruptedError       it was stopped from outside, by an engine that ends or by hand
       │    ├─ ImagePullFailedError        the image is not in the engine, and its registry does not answer
       │    ├─ NoSpaceError                no room is left, for the engine or for us
       │    ├─ GpuUnavailableError         the GPUs that the model needs did not become free in time
@@ -46,6 +47,10 @@ class RetryableError(EngineError):
 
 class EngineUnavailableError(RetryableError):
     """No Docker engine answers, or it went away."""
+
+
+class ModelInterruptedError(RetryableError):
+    """A model did not end by itself: something outside stopped it, whatever its exit code."""
 
 
 class ImagePullFailedError(RetryableError):
