@@ -7,6 +7,7 @@
       │    ├─ ImagePullFailedError        the image is not in the engine, and its registry does not answer
       │    ├─ NoSpaceError                no room is left, for the engine or for us
       │    ├─ GpuUnavailableError         the GPUs that the model needs did not become free in time
+      │    ├─ GpuLostError                a GPU fell off its bus, or its driver does not answer any more
       │    └─ DestinationUnavailableError the receiver cannot be reached, or went away
       └─ FinalError                     the same again fails the same way; a person has to change something
            ├─ NoInputError                no instance of the study is one that the flow gets
@@ -68,6 +69,10 @@ def is_full(error: OSError) -> bool:
 
 class GpuUnavailableError(RetryableError):
     """The GPUs that the model needs did not become free in time."""
+
+
+class GpuLostError(RetryableError):
+    """A GPU that the model needs, or had, fell off its bus, or its driver does not answer any more."""
 
 
 class DestinationUnavailableError(RetryableError):

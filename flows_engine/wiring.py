@@ -25,6 +25,7 @@ from flows_engine.disk_reserve import DiskReserve
 from flows_engine.docker_runner import DockerRunner
 from flows_engine.engine_block import address_of_block
 from flows_engine.errors import EngineError, WorkspaceError
+from flows_engine.gpu_health import health
 from flows_engine.gpu_memory import total_mib
 from flows_engine.handoff.engine_address import EngineAddress
 from flows_engine.handoff.run_claim import RunClaimedError, claim
@@ -226,6 +227,7 @@ def build_engine(settings: SiteSettings) -> Engine:
         host=Host(
             gpus=tuple(settings.gpus),
             gpu_folder=data_dir / "locks" / "gpus",
+            lost_gpu_folder=data_dir / "locks" / "lost-gpus",
             gpu_wait_seconds=_GPU_WAIT_SECONDS,
             branch_slots=settings.cpu_slots,
             branch_folder=data_dir / "locks",
@@ -235,6 +237,7 @@ def build_engine(settings: SiteSettings) -> Engine:
             static_mounts=StaticMounts(static_dir=settings.static_dir, cache=data_dir / "static-cache"),
             # What is asked of NVIDIA's library here says nothing of the GPUs of another host.
             gpu_total_mib=lambda gpus: {} if find_engine().is_remote else total_mib(gpus),
+            gpu_health=lambda gpus: {} if find_engine().is_remote else health(gpus),
         ),
         calling_ae_title=settings.ae_title,
         instance_id=instance_id(data_dir),

@@ -1,4 +1,4 @@
-"""A Docker engine of this host beside that of the machine: it may be stopped and killed, which the machine's may not."""
+"""A Docker engine of this host beside that of the machine: one that may be stopped and killed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ class LocalEngine:
         # uses that one.
         command = ["unshare", "--net", "dockerd", "--host", self.url, f"--config-file={self.folder}/daemon.json"]
         command += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
-        command += [f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec", f"--pidfile={self.folder}/pid"]
+        command += [
+            f"--data-root={self.folder}/data",
+            f"--exec-root={self.folder}/exec",
+            f"--pidfile={self.folder}/pid",
+        ]
         started = running(command, log=self.folder / "log", environment=self.environment)
         self._process = self._running.enter_context(started)
         try:
@@ -58,8 +62,8 @@ class LocalEngine:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
         self.stop()
-        # Its containerd dies with it. Where nobody buries that, as in a container without an init, its number would pass
-        # for that of a living one.
+        # Its containerd dies with it. Where nobody buries that, as in a container without an init, its number would
+        # pass for that of a living one.
         (self.folder / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
 
     @contextlib.contextmanager

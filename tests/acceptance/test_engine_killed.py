@@ -29,15 +29,18 @@ import requests
 from deployments.up import Host
 from flows_engine.handoff.site_settings import load_site_settings
 from tests.acceptance.prefect_api import FINAL, eventually
-from tests.acceptance.site import Site, shell_models, site_environment
+from tests.acceptance.site import Site, site_environment
 from tests.factories import leaked_canaries, model_keys
 from tests.local_engine import LocalEngine, local_engine
 
-pytestmark = [pytest.mark.docker, pytest.mark.dockerd, pytest.mark.dcmtk, pytest.mark.prefect]
 
 ROUNDS = int(os.environ.get("ENGINE_KILL_ROUNDS", "2"))
 SEED = int(os.environ.get("ENGINE_KILL_SEED", "1"))
 RUNS = int(os.environ.get("ENGINE_KILL_RUNS", "4"))
+pytestmark = [
+    *(pytest.mark.docker, pytest.mark.dockerd, pytest.mark.dcmtk, pytest.mark.prefect),
+    pytest.mark.timeout(ROUNDS * 600),
+]
 STRIKES = 3
 FILES = 4
 ROUND_SECONDS = 600.0
@@ -71,13 +74,15 @@ class Starts(threading.Thread):
 
     def run(self) -> None:
         while not self._is_over.wait(0.05):
-            with contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException, OSError):
-                with self._engine.client() as client:
-                    for event in client.events(
-                        since=self._last_seconds, filters={"type": "container", "event": "start"}, decode=True
-                    ):
-                        self._last_seconds = event["time"]
-                        self._seen[event["id"], event["timeNano"]] = event["Actor"]["Attributes"]["name"]
+            # The engine is away now and then.
+            with (
+                contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException),
+                self._engine.client() as client,
+            ):
+                filters = {"type": "container", "event": "start"}
+                for event in client.events(since=self._last_seconds, filters=filters, decode=True):
+                    self._last_seconds = event["time"]
+                    self._seen[event["id"], event["timeNano"]] = event["Actor"]["Attributes"]["name"]
 
     def stop(self) -> None:
         self._is_over.set()
@@ -220,7 +225,9 @@ def test_every_run_completes_and_no_model_that_finished_runs_again(battle: Battl
         for _ in range(STRIKES):
             time.sleep(battle.chance.uniform(0.2, 4))
             # All kinds in turn, so that a short campaign has most of them.
-            STRIKE_KINDS[strikes % len(STRIKE_KINDS)](battle, runs)
+            strike = STRIKE_KINDS[strikes % len(STRIKE_KINDS)]
+            print(f"round {number}, {time.monotonic() - began:.0f} s: {strike.__name__}", flush=True)
+            strike(battle, runs)
             strikes += 1
         _await_completion(battle, runs, number)
         _look_at(battle, number)

@@ -32,7 +32,7 @@ class Bench:
         self.runner = DockerRunner(find_engine=lambda: address, silence=RegistrySilence(folder=folder / "silent"))
 
     def run(self, *, when_term: int, do: Callable[[], object]) -> ContainerResult:
-        """Run a model that exits with a code of its own when it is asked to end, and do something as soon as it runs."""
+        """Run a model that exits with a code of its own when it is asked to end; do something as soon as it runs."""
         script = f"trap 'exit {when_term}' TERM; echo begun; sleep 600 & wait"
         spec = ContainerSpec(
             name=NAME,
