@@ -33,7 +33,6 @@ from tests.acceptance.site import Site, site_environment
 from tests.factories import leaked_canaries, model_keys
 from tests.local_engine import LocalEngine, local_engine
 
-
 ROUNDS = int(os.environ.get("ENGINE_KILL_ROUNDS", "2"))
 SEED = int(os.environ.get("ENGINE_KILL_SEED", "1"))
 RUNS = int(os.environ.get("ENGINE_KILL_RUNS", "4"))
