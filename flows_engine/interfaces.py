@@ -68,10 +68,9 @@ class ContainerRunner(Protocol):
     ended by itself: one that somebody else stopped has none, whatever its exit code.
 
     Raises ``ImageUnavailableError``, ``EngineUnavailableError``, ``ModelInterruptedError``, ``ImagePullFailedError``,
-    ``NoSpaceError`` (a retry may help after these four), ``ModelTimedOutError``, ``DiskFilledError``, ``EngineMisconfiguredError``,
-    ``WorkspaceError``,
-    ``ContainerRefusedError`` (the engine will not have this specification). A non-zero exit code is a result, not an
-    error.
+    ``NoSpaceError`` (a retry may help after these four), ``ModelTimedOutError``, ``DiskFilledError``,
+    ``EngineMisconfiguredError``, ``WorkspaceError``, ``ContainerRefusedError`` (the engine will not have this
+    specification). A non-zero exit code is a result, not an error.
     """
 
     def run(

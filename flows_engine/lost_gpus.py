@@ -35,7 +35,7 @@ class LostGpus:
         return {gpu: found for gpu, found in self.health(gpus).items() if not found.wrong}
 
     def raise_if_lost(self, gpus: Sequence[str], *, before: Mapping[str, Health]) -> None:
-        """Raise ``GpuLostError`` where one of ``gpus`` is lost, and note it. ``before`` are those that had been well."""
+        """Raise ``GpuLostError`` where one of ``gpus`` is lost, and note it. ``before`` are those that were well."""
         lost = {}
         for gpu, found in self.health(gpus).items():
             if found.wrong and (found.is_lost or gpu in before):
@@ -74,6 +74,6 @@ def in_a_sentence(lost: Mapping[str, str]) -> str:
     """Return what a person is told of lost GPUs, each with the reason, and the way out."""
     which = ", ".join(f"GPU {gpu} ({why})" for gpu, why in lost.items())
     return (
-        f"lost: {which}; see `nvidia-smi` and `dmesg | grep -i xid`, then reset it (`nvidia-smi --gpu-reset -i <id>`) or"
-        " restart the host, or take it out of GPUS; it is not handed out until NVML finds it well"
+        f"lost: {which}; see `nvidia-smi` and `dmesg | grep -i xid`, then reset it (`nvidia-smi --gpu-reset -i <id>`)"
+        " or restart the host, or take it out of GPUS; it is not handed out until NVML finds it well"
     )
