@@ -25,8 +25,8 @@ from flows_engine.errors import NoSpaceError, WorkspaceError, is_full
 from flows_engine.folder_tree import DEEPEST, copy_tree, remove_tree
 
 ELSEWHERE: Final = (
-    "the run began on another host, whose DATA_DIR this host does not have, or its files were removed: retry it while no"
-    " worker of this host takes runs of its pool, let the hosts share one DATA_DIR, or process the study again"
+    "the run began on another host, whose DATA_DIR this host does not have, or its files were removed: retry it while"
+    " no worker of this host takes runs of its pool, let the hosts share one DATA_DIR, or process the study again"
 )
 """What that means which a run needs and this host does not have, and the way out."""
 
