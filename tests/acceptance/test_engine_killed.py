@@ -40,7 +40,8 @@ pytestmark = [
     *(pytest.mark.docker, pytest.mark.dockerd, pytest.mark.dcmtk, pytest.mark.prefect),
     pytest.mark.timeout(ROUNDS * 600),
 ]
-STRIKES = 3
+# So that a large round has all kinds.
+STRIKES = max(3, RUNS * 2 // 5)
 FILES = 4
 ROUND_SECONDS = 600.0
 LONGEST_ABSENCE_SECONDS = 4.0
