@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ class LocalEngine:
 
     folder: Path
     environment: Mapping[str, str]
+    listening: socket.socket | None = None
+    """The socket that it is given, as systemd gives Debian's: who connects while it is away waits until it is back."""
     _running: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _process: subprocess.Popen[bytes] | None = None
 
@@ -37,14 +40,22 @@ class LocalEngine:
         (self.folder / "daemon.json").write_text("{}")
         # An engine without a bridge removes docker0, so it needs a network namespace of its own: the machine's engine
         # uses that one.
-        command = ["unshare", "--net", "dockerd", "--host", self.url, f"--config-file={self.folder}/daemon.json"]
+        command = ["unshare", "--net", "dockerd", f"--config-file={self.folder}/daemon.json"]
+        command += ["--host", self.url if self.listening is None else "fd://"]
         command += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
         command += [
             f"--data-root={self.folder}/data",
             f"--exec-root={self.folder}/exec",
             f"--pidfile={self.folder}/pid",
         ]
-        started = running(command, log=self.folder / "log", environment=self.environment)
+        pass_fds: tuple[int, ...] = ()
+        if self.listening is not None:
+            # The protocol of systemd: descriptor 3, for the process of this number.
+            pass_fds = (self.listening.fileno(),)
+            script = f'exec 3<&{self.listening.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+            command = ["bash", "-c", script, "dockerd", *command]
+        log = self.folder / "log"
+        started = running(command, log=log, environment=self.environment, pass_fds=pass_fds)
         self._process = self._running.enter_context(started)
         try:
             wait_until(self._answers, seconds=_START_SECONDS, what="a second Docker engine starts")
@@ -83,11 +94,20 @@ class LocalEngine:
 
 
 @contextlib.contextmanager
-def local_engine(*images: str, environment: Mapping[str, str] = os.environ) -> Iterator[LocalEngine]:
-    """Run the engine, with ``images`` of the machine's own engine in it."""
+def local_engine(
+    *images: str, environment: Mapping[str, str] = os.environ, is_socket_held: bool = False
+) -> Iterator[LocalEngine]:
+    """Run the engine, with ``images`` of the machine's own engine in it.
+
+    With ``is_socket_held`` its socket is there while it is not, as on hosts with systemd.
+    """
     # A socket's path has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="local-engine-", ignore_cleanup_errors=True) as name:
         engine = LocalEngine(folder=Path(name), environment=environment)
+        if is_socket_held:
+            engine.listening = socket.socket(socket.AF_UNIX)
+            engine.listening.bind(f"{name}/docker.sock")
+            engine.listening.listen(128)
         try:
             engine.start()
             own = docker.from_env()
@@ -98,3 +118,5 @@ def local_engine(*images: str, environment: Mapping[str, str] = os.environ) -> I
             yield engine
         finally:
             engine.stop()
+            if engine.listening is not None:
+                engine.listening.close()
