@@ -30,6 +30,7 @@ class LocalEngine:
     """The socket that it is given, as systemd gives Debian's: who connects while it is away waits until it is back."""
     _running: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _process: subprocess.Popen[bytes] | None = None
+    _is_killed: bool = False
 
     @property
     def url(self) -> str:
@@ -56,7 +57,7 @@ class LocalEngine:
             command = ["bash", "-c", script, "dockerd", *command]
         log = self.folder / "log"
         started = running(command, log=log, environment=self.environment, pass_fds=pass_fds)
-        self._process = self._running.enter_context(started)
+        self._process, self._is_killed = self._running.enter_context(started), False
         try:
             wait_until(self._answers, seconds=_START_SECONDS, what="a second Docker engine starts")
         except TimeoutError as error:
@@ -72,10 +73,21 @@ class LocalEngine:
         assert self._process is not None
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+        self._is_killed = True
         self.stop()
         # Its containerd dies with it. Where nobody buries that, as in a container without an init, its number would
         # pass for that of a living one.
         (self.folder / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
+
+    def end(self) -> None:
+        """End it for good: what it runs ends, too, and what it has mounted is gone."""
+        if self._is_killed:
+            self.start()
+        self.stop()
+        # A crash leaves them, and the folder cannot be removed then.
+        mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for place in reversed([place for place in mounted if Path(place).is_relative_to(self.folder)]):
+            subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)
 
     @contextlib.contextmanager
     def client(self) -> Iterator[docker.DockerClient]:
@@ -117,6 +129,6 @@ def local_engine(
             own.close()
             yield engine
         finally:
-            engine.stop()
+            engine.end()
             if engine.listening is not None:
                 engine.listening.close()
