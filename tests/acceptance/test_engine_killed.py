@@ -33,6 +33,7 @@ from tests.acceptance.prefect_api import FINAL, eventually
 from tests.acceptance.site import Site, site_environment
 from tests.factories import leaked_canaries, model_keys
 from tests.local_engine import LocalEngine, local_engine
+from tests.services import wait_until
 
 ROUNDS = int(os.environ.get("ENGINE_KILL_ROUNDS", "2"))
 SEED = int(os.environ.get("ENGINE_KILL_SEED", "1"))
@@ -224,7 +225,10 @@ def test_every_run_completes_and_no_model_that_finished_runs_again(battle: Battl
             )
         ]
         for _ in range(STRIKES):
-            time.sleep(battle.chance.uniform(0.2, 4))
+            # On a slow machine runs begin late; what strikes before that hits nothing.
+            with contextlib.suppress(TimeoutError):
+                wait_until(lambda: bool(_containers(site)), seconds=20, what="a model runs", every_seconds=0.1)
+            time.sleep(battle.chance.uniform(0, 1.5))
             # All kinds in turn, so that a short campaign has most of them.
             strike = STRIKE_KINDS[strikes % len(STRIKE_KINDS)]
             print(f"round {number}, {time.monotonic() - began:.0f} s: {strike.__name__}", flush=True)
