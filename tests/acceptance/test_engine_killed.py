@@ -30,7 +30,7 @@ import requests
 from deployments.up import Host
 from flows_engine.handoff.site_settings import load_site_settings
 from tests.acceptance.prefect_api import FINAL, eventually
-from tests.acceptance.site import Site, site_environment
+from tests.acceptance.site import Site, processes_with, site_environment
 from tests.factories import leaked_canaries, model_keys
 from tests.local_engine import LocalEngine, local_engine
 from tests.services import wait_until
@@ -111,9 +111,8 @@ class Battle:
     def one_of(self, pids: list[int]) -> list[int]:
         return [self.chance.choice(pids)] if pids else []
 
-    def flow_processes(self, runs: list[str]) -> list[int]:
-        found = [self.site.api.run(run_id)["infrastructure_pid"] for run_id in runs]
-        return [int(pid) for pid in found if pid and _is_of_a_run(int(pid))]
+    def flow_processes(self) -> list[int]:
+        return [pid for pid in processes_with(f"DATA_DIR={self.site.data_dir}") if _is_of_a_run(pid)]
 
     def zygotes(self) -> list[int]:
         return self.site.processes("zygote")
@@ -122,47 +121,47 @@ class Battle:
         return self.site.processes("worker", "start", "cpu")
 
 
-def a_flow_process(battle: Battle, runs: list[str]) -> None:
-    battle.kill("flow process", battle.one_of(battle.flow_processes(runs)))
+def a_flow_process(battle: Battle) -> None:
+    battle.kill("flow process", battle.one_of(battle.flow_processes()))
 
 
-def the_zygote(battle: Battle, _: list[str]) -> None:
+def the_zygote(battle: Battle) -> None:
     battle.kill("zygote", battle.zygotes())
 
 
-def the_worker(battle: Battle, _: list[str]) -> None:
+def the_worker(battle: Battle) -> None:
     battle.kill("worker", battle.workers())
 
 
-def the_engine(battle: Battle, _: list[str]) -> None:
+def the_engine(battle: Battle) -> None:
     battle.engine.kill()
     battle.killed["engine"] += 1
     _back_after_a_while(battle)
 
 
-def the_engine_politely(battle: Battle, _: list[str]) -> None:
+def the_engine_politely(battle: Battle) -> None:
     battle.engine.stop()
     battle.killed["engine, politely"] += 1
     _back_after_a_while(battle)
 
 
-def the_worker_and_the_engine(battle: Battle, _: list[str]) -> None:
+def the_worker_and_the_engine(battle: Battle) -> None:
     battle.kill("worker", battle.workers())
     battle.engine.kill()
     battle.killed["engine"] += 1
     _back_after_a_while(battle)
 
 
-def a_flow_process_and_the_engine(battle: Battle, runs: list[str]) -> None:
-    a_flow_process(battle, runs)
+def a_flow_process_and_the_engine(battle: Battle) -> None:
+    a_flow_process(battle)
     battle.engine.kill()
     battle.killed["engine"] += 1
     _back_after_a_while(battle)
 
 
-def everything_at_once(battle: Battle, runs: list[str]) -> None:
+def everything_at_once(battle: Battle) -> None:
     """Do what a power cut does, as far as runs are concerned."""
-    flows = battle.flow_processes(runs)
+    flows = battle.flow_processes()
     battle.kill("worker", battle.workers())
     battle.kill("zygote", battle.zygotes())
     battle.kill("flow process", flows)
@@ -176,7 +175,7 @@ def _back_after_a_while(battle: Battle) -> None:
     battle.engine.start()
 
 
-STRIKE_KINDS: tuple[Callable[[Battle, list[str]], None], ...] = (
+STRIKE_KINDS: tuple[Callable[[Battle], None], ...] = (
     the_engine_politely,
     a_flow_process,
     the_engine,
@@ -232,7 +231,7 @@ def test_every_run_completes_and_no_model_that_finished_runs_again(battle: Battl
             # All kinds in turn, so that a short campaign has most of them.
             strike = STRIKE_KINDS[strikes % len(STRIKE_KINDS)]
             print(f"round {number}, {time.monotonic() - began:.0f} s: {strike.__name__}", flush=True)
-            strike(battle, runs)
+            strike(battle)
             strikes += 1
         _await_completion(battle, runs, number)
         _look_at(battle, number)
@@ -365,7 +364,7 @@ def _slots_of(site: Site, name: str) -> int:
 
 
 def _is_of_a_run(pid: int) -> bool:
-    """Tell whether a process is still that of a flow run, and not another one that got its number."""
+    """Tell whether a process is that of a flow run, which its zygote named so."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().strip() == "flow-run"
     return False
