@@ -112,13 +112,17 @@ class Battle:
         return [self.chance.choice(pids)] if pids else []
 
     def flow_processes(self) -> list[int]:
-        return [pid for pid in processes_with(f"DATA_DIR={self.site.data_dir}") if _is_of_a_run(pid)]
+        return self._named("flow-run")
 
     def zygotes(self) -> list[int]:
-        return self.site.processes("zygote")
+        return self._named("flow-run-zygote")
 
     def workers(self) -> list[int]:
         return self.site.processes("worker", "start", "cpu")
+
+    def _named(self, name: str) -> list[int]:
+        """Return the processes of the site that a zygote gave this name; their command line is that of the zygote."""
+        return [pid for pid in processes_with(f"DATA_DIR={self.site.data_dir}") if _name_of(pid) == name]
 
 
 def a_flow_process(battle: Battle) -> None:
@@ -363,8 +367,7 @@ def _slots_of(site: Site, name: str) -> int:
     return int(limit["active_slots"])
 
 
-def _is_of_a_run(pid: int) -> bool:
-    """Tell whether a process is that of a flow run, which its zygote named so."""
+def _name_of(pid: int) -> str:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip() == "flow-run"
-    return False
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
