@@ -286,7 +286,7 @@ def _look_at(battle: Battle, number: int) -> None:
     for what, look in (
         ("containers", lambda: _containers(site)),
         ("volumes", lambda: [one.name for one in site.engine.volumes.list()]),
-        ("shims", lambda: _shims(battle.engine)),
+        ("processes of models", lambda: _model_processes(battle.engine)),
         ("locks", lambda: [str(path) for path in _locks(site) if _is_held(path)]),
         ("slots of a limit", lambda: _active_slots(site)),
         ("unfinished folders", lambda: [str(path) for path in (site.data_dir / "runs").rglob("*.unfinished")]),
@@ -334,13 +334,20 @@ def _containers(site: Site) -> list[str]:
     return [f"{one.name} {one.status}" for one in site.engine.containers.list(all=True, ignore_removed=True)]
 
 
-def _shims(engine: LocalEngine) -> list[int]:
-    """Return the processes that hold containers of the engine, whether it knows of these or not."""
+def _model_processes(engine: LocalEngine) -> list[int]:
+    """Return the processes of containers of the engine, whether it knows of these or not.
+
+    A kill in the moment of a start leaves containerd's own there for ever, and what was to become a container (``runc
+    init``). They do nothing; a model would.
+    """
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if b"containerd-shim" in (line := path.read_bytes()) and str(engine.folder).encode() in line:
-                found.append(int(path.parent.name))
+                children = Path(f"/proc/{path.parent.name}/task/{path.parent.name}/children").read_text().split()
+                found += [
+                    int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes()[:10] != b"runc\0init\0"
+                ]
     return found
 
 
