@@ -13,7 +13,7 @@ from rich.console import Console
 
 from deployments.errors import CommandError
 from deployments.service_log import log_to_stderr
-from deployments.services import GATEWAY_SLOTS
+from deployments.services import GATEWAY_SLOTS, where_results_lie
 from dicom_gateway.errors import GatewayError
 from flows_engine.definition.errors import DefinitionError
 from flows_engine.definition.naming import GATEWAY_POOL, gpu_pools
@@ -83,6 +83,7 @@ def worker(
     settings = _settings().settings
     log_to_stderr(settings.log_level)
     _use_prefect()
+    os.environ.update({**where_results_lie(settings.data_dir.resolve()), **os.environ})
     from deployments.worker_service import serve  # noqa: PLC0415
 
     serve(pool=pool, name=name or _worker_name(pool), slots=slots or _own_slots(settings, pool))

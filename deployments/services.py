@@ -81,7 +81,8 @@ def host_plan(facts: HostFacts) -> HostPlan:
     if own_database:
         services.append(_postgres(postgres_data))
 
-    environment = {**PREFECT_DEFAULTS, "PREFECT_HOME": str(facts.data_dir / "prefect"), **facts.environ}
+    own_files = {"PREFECT_HOME": str(facts.data_dir / "prefect"), **where_results_lie(facts.data_dir)}
+    environment = {**PREFECT_DEFAULTS, **own_files, **facts.environ}
     environment |= {**facts.settings_environment, "PREFECT_API_URL": api_url}
     if "PREFECT_SERVER_API_AUTH_STRING" in environment:
         environment.setdefault("PREFECT_API_AUTH_STRING", environment["PREFECT_SERVER_API_AUTH_STRING"])
@@ -120,6 +121,14 @@ PREFECT_DEFAULTS = {
     # know and takes its server longer than making the run has.
     "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
 }
+
+
+def where_results_lie(data_dir: Path) -> dict[str, str]:
+    """Return what tells Prefect to keep the results of tasks beside the outputs that they name.
+
+    By them a retry knows which models have finished, also on another host that shares ``data_dir``.
+    """
+    return {"PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(data_dir / "prefect" / "storage")}
 
 
 def _postgres(data: Path) -> Service:

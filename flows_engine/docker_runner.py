@@ -19,6 +19,7 @@ from docker.types import DeviceRequest, LogConfig, Mount
 
 from flows_engine.attached import frames
 from flows_engine.bound_folders import bind_mounts, take_over
+from flows_engine.container_end import ContainerEnd
 from flows_engine.copied_folders import COPIES_LABEL, CopiedFolders, copy_folders, remove_copies
 from flows_engine.disk_reserve import DiskReserve
 from flows_engine.docker_connection import NO_SPACE, UNREACHABLE, connected, explanation, one_line
@@ -242,6 +243,7 @@ class DockerRunner:
     ) -> ContainerResult:
         # Attached before the start: not a line of a short-lived container is lost, whatever the log driver keeps.
         attached = client.api.attach_socket(spec.name, params={"stdout": 1, "stderr": 1, "stream": 1})
+        end = ContainerEnd(client, spec.name)
         chunks: queue.Queue[_Chunk] = queue.Queue(maxsize=_QUEUED_CHUNKS)
         abandoned = threading.Event()
         reader = threading.Thread(target=_read, args=(attached, chunks, abandoned), daemon=True)
@@ -272,11 +274,13 @@ class DockerRunner:
             exit_code = _exit_code(client, spec, deadline, look)
             if exit_code != 0:
                 look()  # it may have ended because a disk was full, between two looks
+            end.confirm()
             duration_seconds = time.monotonic() - clock
             for line in log.end():
                 on_line(line)
         finally:
             abandoned.set()
+            end.close()
         return ContainerResult(
             exit_code=exit_code,
             image_digest=image_digest,

@@ -3,9 +3,11 @@
     EngineError
       ├─ RetryableError                 the same again may well work
       │    ├─ EngineUnavailableError      no Docker engine answers, or it went away
+      │    ├─ ModelInterruptedError       it was stopped from outside, by an engine that ends or by hand
       │    ├─ ImagePullFailedError        the image is not in the engine, and its registry does not answer
       │    ├─ NoSpaceError                no room is left, for the engine or for us
       │    ├─ GpuUnavailableError         the GPUs that the model needs did not become free in time
+      │    ├─ GpuLostError                a GPU fell off its bus, or its driver does not answer any more
       │    └─ DestinationUnavailableError the receiver cannot be reached, or went away
       └─ FinalError                     the same again fails the same way; a person has to change something
            ├─ NoInputError                no instance of the study is one that the flow gets
@@ -48,6 +50,10 @@ class EngineUnavailableError(RetryableError):
     """No Docker engine answers, or it went away."""
 
 
+class ModelInterruptedError(RetryableError):
+    """A model did not end by itself: something outside stopped it, whatever its exit code."""
+
+
 class ImagePullFailedError(RetryableError):
     """The image is not in the engine, and its registry cannot be reached or does not answer properly."""
 
@@ -63,6 +69,10 @@ def is_full(error: OSError) -> bool:
 
 class GpuUnavailableError(RetryableError):
     """The GPUs that the model needs did not become free in time."""
+
+
+class GpuLostError(RetryableError):
+    """A GPU that the model needs, or had, fell off its bus, or its driver does not answer any more."""
 
 
 class DestinationUnavailableError(RetryableError):

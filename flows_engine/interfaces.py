@@ -64,13 +64,13 @@ class ContainerRunner(Protocol):
     say: that a newer image could not be pulled and the one in the engine is used. Where ``is_halted`` begins to hold,
     the container is stopped as it is by an exception, and ``RunHaltedError`` is raised. ``watch`` is called several
     times a second while the container runs, and once more where it ended with a code other than 0: a
-    ``DiskFilledError`` that it raises kills the container at once, and is raised.
+    ``DiskFilledError`` that it raises kills the container at once, and is raised. A result is that of a container which
+    ended by itself: one that somebody else stopped has none, whatever its exit code.
 
-    Raises ``ImageUnavailableError``, ``EngineUnavailableError``, ``ImagePullFailedError``, ``NoSpaceError`` (a retry
-    may help after these three), ``ModelTimedOutError``, ``DiskFilledError``, ``EngineMisconfiguredError``,
-    ``WorkspaceError``,
-    ``ContainerRefusedError`` (the engine will not have this specification). A non-zero exit code is a result, not an
-    error.
+    Raises ``ImageUnavailableError``, ``EngineUnavailableError``, ``ModelInterruptedError``, ``ImagePullFailedError``,
+    ``NoSpaceError`` (a retry may help after these four), ``ModelTimedOutError``, ``DiskFilledError``,
+    ``EngineMisconfiguredError``, ``WorkspaceError``, ``ContainerRefusedError`` (the engine will not have this
+    specification). A non-zero exit code is a result, not an error.
     """
 
     def run(

@@ -27,6 +27,7 @@ from flows_engine.errors import (
     NotAllowedError,
     WorkspaceError,
 )
+from flows_engine.gpu_health import Health, health
 from flows_engine.gpu_memory import total_mib
 from flows_engine.interfaces import ContainerResult, ContainerRunner
 from flows_engine.model_result import Decision, UnusableResultError, decision, read_result, shown
@@ -64,10 +65,13 @@ class StepResult(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """What this host lends to a step. ``gpu_total_mib`` tells the memory of those GPUs for which it is known."""
+    """What this host lends to a step. ``gpu_total_mib`` tells the memory of those GPUs for which it is known,
+    ``gpu_health`` how those are of which it is known.
+    """
 
     gpus: Sequence[str]
     gpu_folder: Path
+    lost_gpu_folder: Path
     gpu_wait_seconds: float
     branch_slots: int
     """How many models this host executes beside one of each run, for runs that have branches."""
@@ -79,6 +83,7 @@ class Host:
     docker_kwargs_allowed: Collection[str] = ()
     """The arguments of Docker that flows may use here, beyond those that every flow may."""
     gpu_total_mib: Callable[[Sequence[str]], Mapping[str, int]] = total_mib
+    gpu_health: Callable[[Sequence[str]], Mapping[str, Health]] = health
 
 
 def run_step(
@@ -98,7 +103,7 @@ def run_step(
 
     The container's log goes to ``logger``, line by line as it comes, without the patient. Raises what
     ``ContainerRunner`` raises, ``NoSpaceError``, ``NotAllowedError``, ``GpuMissingError``, ``GpuUnavailableError``,
-    ``StaticMountError``, ``WorkspaceError``, ``ModelFailedError`` for an exit code that is not 0, and
+    ``GpuLostError``, ``StaticMountError``, ``WorkspaceError``, ``ModelFailedError`` for an exit code that is not 0, and
     ``UnusableResultError``; each message begins with the number and the image of the model. What a model left that
     filled a disk is removed.
     """
@@ -144,7 +149,9 @@ def run_step(
                     model,
                     gpus=host.gpus,
                     total_mib=host.gpu_total_mib,
+                    health=host.gpu_health,
                     folder=host.gpu_folder,
+                    lost_folder=host.lost_gpu_folder,
                     wait_seconds=host.gpu_wait_seconds,
                     runner=runner,
                     instance_id=origin.instance_id,
@@ -170,6 +177,8 @@ def run_step(
                 is_halted=is_halted,
                 watch=lambda: _raise_if_short(host.disk),
             )
+            if result.exit_code != 0:
+                held.raise_if_lost()
         left = _left(folders.outputs.values())
         _keep(
             StepRecord(

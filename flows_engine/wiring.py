@@ -24,13 +24,14 @@ from flows_engine.disk_reserve import DiskReserve
 from flows_engine.docker_runner import DockerRunner
 from flows_engine.engine_block import address_of_block
 from flows_engine.errors import EngineError, WorkspaceError
+from flows_engine.gpu_health import health
 from flows_engine.gpu_memory import total_mib
 from flows_engine.handoff.engine_address import EngineAddress
 from flows_engine.handoff.installation import instance_id
 from flows_engine.handoff.run_claim import RunClaimedError, claim
 from flows_engine.handoff.run_request import Sender
 from flows_engine.handoff.site_settings import SiteSettings, load_site_settings
-from flows_engine.handoff.study_store import StudyNotFoundError, StudyRecord, StudyStore
+from flows_engine.handoff.study_store import StudyAbsentError, StudyNotFoundError, StudyRecord, StudyStore
 from flows_engine.interfaces import ContainerRunner
 from flows_engine.redaction import redactor_for
 from flows_engine.registry_silence import RegistrySilence
@@ -38,7 +39,7 @@ from flows_engine.run_record import DeliveryRecord, RunRecord, StepRecord, read_
 from flows_engine.run_step import Host, StepResult, run_step
 from flows_engine.static_mounts import StaticMounts
 from flows_engine.study_view import study_view
-from flows_engine.workspace import Workspace
+from flows_engine.workspace import ELSEWHERE, Workspace
 
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -79,7 +80,7 @@ class Engine:
             record = self.store.record(study_id)
             sources = self._sources(definition, step=step, study=record, workspace=workspace, logger=logger)
         except StudyNotFoundError as error:
-            raise WorkspaceError(str(error)) from error
+            raise _not_here(error) from error
         return run_step(
             definition,
             step=step,
@@ -103,6 +104,9 @@ class Engine:
             if name == STUDY:
                 return self._input(definition, study=study, workspace=workspace, logger=logger)
             writer = graph.writers[name]
+            # What a killed attempt left on this host, while the run was carried on elsewhere, has no such record.
+            if not read_records(StepRecord, [workspace.step_record(writer)]):
+                raise WorkspaceError(f"what model {writer + 1} left is not whole below {workspace.root}; {ELSEWHERE}")
             return workspace.outputs(writer, graph.steps[writer].writes)[name]
 
         return {name: source(name) for name in graph.steps[step].reads}
@@ -121,6 +125,7 @@ class Engine:
 
         Raises ``UnexpectedOutputError`` where it is not, and ``WorkspaceError`` where it cannot be told.
         """
+        _raise_if_elsewhere(output_dir)
         try:
             study = self.store.record(study_id)
             return check_output(
@@ -132,14 +137,15 @@ class Engine:
                 logger=logger,
             )
         except StudyNotFoundError as error:
-            raise WorkspaceError(str(error)) from error
+            raise _not_here(error) from error
 
     def deliver(self, *, output_dir: str, node: Node, number: int, run_id: str, logger: Logger) -> DeliveryResult:
         """Send what lies in ``output_dir`` to ``node``, destination number ``number`` (counted from 0) of the run.
 
         Doing it again sends only what has not arrived. Raises ``NothingToSendError``, ``DestinationUnavailableError``
-        (a retry may help) and ``DeliveryRefusedError``.
+        (a retry may help), ``DeliveryRefusedError``, and ``WorkspaceError`` where nothing is there.
         """
+        _raise_if_elsewhere(output_dir)
         workspace = self._workspace(run_id)
         result = deliver(
             Path(output_dir),
@@ -165,7 +171,7 @@ class Engine:
         try:
             return self.store.record(study_id).sender
         except StudyNotFoundError as error:
-            raise WorkspaceError(str(error)) from error
+            raise _not_here(error) from error
 
     @contextmanager
     def claim(self, *, run_id: str) -> Iterator[None]:
@@ -226,6 +232,7 @@ def build_engine(settings: SiteSettings) -> Engine:
         host=Host(
             gpus=tuple(settings.gpus),
             gpu_folder=data_dir / "locks" / "gpus",
+            lost_gpu_folder=data_dir / "locks" / "lost-gpus",
             gpu_wait_seconds=_GPU_WAIT_SECONDS,
             branch_slots=settings.cpu_slots,
             branch_folder=data_dir / "locks",
@@ -235,10 +242,20 @@ def build_engine(settings: SiteSettings) -> Engine:
             static_mounts=StaticMounts(static_dir=settings.static_dir, cache=data_dir / "static-cache"),
             # What is asked of NVIDIA's library here says nothing of the GPUs of another host.
             gpu_total_mib=lambda gpus: {} if find_engine().is_remote else total_mib(gpus),
+            gpu_health=lambda gpus: {} if find_engine().is_remote else health(gpus),
         ),
         calling_ae_title=settings.ae_title,
         instance_id=instance_id(data_dir),
     )
+
+
+def _raise_if_elsewhere(output_dir: str) -> None:
+    if not Path(output_dir).is_dir():
+        raise WorkspaceError(f"what the models left is not at {output_dir}; {ELSEWHERE}")
+
+
+def _not_here(error: StudyNotFoundError) -> WorkspaceError:
+    return WorkspaceError(f"{error}; {ELSEWHERE}" if isinstance(error, StudyAbsentError) else str(error))
 
 
 def _find_engine(settings: SiteSettings) -> Callable[[], EngineAddress]:

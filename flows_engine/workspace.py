@@ -24,6 +24,12 @@ from typing import Final
 from flows_engine.errors import NoSpaceError, WorkspaceError, is_full
 from flows_engine.folder_tree import DEEPEST, copy_tree, remove_tree
 
+ELSEWHERE: Final = (
+    "the run began on another host, whose DATA_DIR this host does not have, or its files were removed: retry it while"
+    " no worker of this host takes runs of its pool, let the hosts share one DATA_DIR, or process the study again"
+)
+"""What that means which a run needs and this host does not have, and the way out."""
+
 _ANYONE: Final = 0o777
 
 
@@ -93,10 +99,7 @@ class Workspace:
         """
         for source in sources.values():
             if not source.is_dir():
-                raise WorkspaceError(
-                    f"the input of model {step + 1} is not at {source}: the run began on another host, or its files"
-                    " were removed; process the study again"
-                )
+                raise WorkspaceError(f"the input of model {step + 1} is not at {source}; {ELSEWHERE}")
         folder = self._step(step)
         outputs = self.outputs(step, writes)
         copies = _folders(folder, "input", sources)

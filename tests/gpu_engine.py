@@ -13,9 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import docker
-
-from tests.services import running, wait_until
+from tests.local_engine import local_engine
 
 _HOOK = """#!/bin/sh
 bundle=$(sed 's/.*"bundle":"\\([^"]*\\)".*/\\1/')
@@ -38,39 +36,10 @@ def missing_dockerd() -> str | None:
 @contextlib.contextmanager
 def gpu_engine(*images: str) -> Iterator[str]:
     """Run the engine, with ``images`` of the machine's own engine in it; give its address."""
-    # A socket's path has 107 bytes at most.
-    with tempfile.TemporaryDirectory(prefix="gpu-engine-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        hook = folder / "bin" / "nvidia-container-runtime-hook"
-        hook.parent.mkdir()
+    with tempfile.TemporaryDirectory(prefix="gpu-hook-") as name:
+        hook = Path(name) / "nvidia-container-runtime-hook"
         hook.write_text(_HOOK)
         hook.chmod(0o755)
-        url = f"unix://{folder}/docker.sock"
-        (folder / "daemon.json").write_text("{}")
-        # An engine without a bridge removes docker0, so it needs a network namespace of its own: the machine's engine
-        # uses that one.
-        command = ["unshare", "--net", "dockerd", "--host", url, f"--config-file={folder}/daemon.json"]
-        command += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
-        command += [f"--data-root={folder}/data", f"--exec-root={folder}/exec", f"--pidfile={folder}/pid"]
-        environment = {**os.environ, "PATH": f"{hook.parent}:{os.environ['PATH']}"}
-        with running(command, log=folder / "log", environment=environment):
-            wait_until(lambda: _answers(url), seconds=60, what="a second Docker engine starts")
-            _copy_images(images, url)
-            yield url
-
-
-def _answers(url: str) -> bool:
-    try:
-        engine = docker.DockerClient(base_url=url, timeout=5)
-    except docker.errors.DockerException:
-        return False
-    engine.close()
-    return True
-
-
-def _copy_images(images: tuple[str, ...], url: str) -> None:
-    own, other = docker.from_env(), docker.DockerClient(base_url=url)
-    for image in images:
-        other.images.load(b"".join(own.images.get(image).save(named=True)))
-    own.close()
-    other.close()
+        environment = {**os.environ, "PATH": f"{name}:{os.environ['PATH']}"}
+        with local_engine(*images, environment=environment) as engine:
+            yield engine.url

@@ -53,7 +53,12 @@ def wait_until(condition: Callable[[], bool], *, seconds: float, what: str, ever
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], *, log: Path, environment: Mapping[str, str], stop_signal: int = signal.SIGTERM
+    command: Sequence[str],
+    *,
+    log: Path,
+    environment: Mapping[str, str],
+    stop_signal: int = signal.SIGTERM,
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command in a process group of its own; end the whole group on the way out, by force where it lingers."""
     # A test run that is killed outright cannot clean up: the kernel does.
@@ -67,6 +72,7 @@ def running(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     try:
         yield process

@@ -7,8 +7,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 # They start hosts or gateways of their own.
 _WITHOUT_THE_SITE = {
-    f"tests/acceptance/{name}.py"
-    for name in ("test_demo_command", "test_receiving_full", "test_receiving_killed", "test_up_command")
+    f"tests/acceptance/test_{name}.py"
+    for name in ("demo_command", "engine_killed", "receiving_full", "receiving_killed", "up_command")
 }
 
 

@@ -73,6 +73,10 @@ class StudyNotFoundError(LookupError):
     """No such study is in the store: it never was, its files are gone, or its record is damaged."""
 
 
+class StudyAbsentError(StudyNotFoundError):
+    """Nothing is in the store where the study or its files would be."""
+
+
 class StudyStore:
     """The folder ``DATA_DIR/studies``."""
 
@@ -98,7 +102,7 @@ class StudyStore:
         """Return the folder of a study's instances; ``StudyNotFoundError`` if it is not there."""
         folder = self.folder(study_id) / INPUT_NAME
         if not folder.is_dir():
-            raise StudyNotFoundError(f"the files of study {study_id} are not in {self.root}")
+            raise StudyAbsentError(f"the files of study {study_id} are not in {self.root}")
         return folder
 
     def record(self, study_id: str) -> StudyRecord:
@@ -107,7 +111,7 @@ class StudyStore:
         try:
             record = StudyRecord.model_validate_json(path.read_bytes())
         except FileNotFoundError:
-            raise StudyNotFoundError(f"study {study_id} is not in {self.root}") from None
+            raise StudyAbsentError(f"study {study_id} is not in {self.root}") from None
         except ValidationError as error:
             # Its text shows what was read, which is of a patient.
             raise StudyNotFoundError(

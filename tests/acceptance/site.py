@@ -62,7 +62,7 @@ class Site:
         self.api_port = int(environment["PREFECT_SERVER_API_PORT"])
         self.ui_url = f"http://127.0.0.1:{self.api_port}"
         self.api = PrefectApi(f"{self.ui_url}/api")
-        self.engine = docker.from_env()
+        self.engine = docker.from_env(environment=self.environment)
 
     def write_flow(self, name: str, **keys: Any) -> Path:
         """Write the definition of the flow ``name``, as an editor does: under another name first."""

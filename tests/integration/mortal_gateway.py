@@ -12,7 +12,7 @@ from tests.services import ROOT
 
 
 class MortalGateway:
-    """The processes of ``tests.integration.gateway_process``, which listen once this is made. ``log`` takes their log."""
+    """The processes of ``tests.integration.gateway_process``, which listen once this is made."""
 
     def __init__(self, data_dir: Path, *, log: Path | None = None, **settings: object) -> None:
         output = (log or Path(os.devnull)).open("ab")

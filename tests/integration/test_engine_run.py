@@ -138,7 +138,7 @@ def test_a_model_that_fails_says_so_in_one_line_without_the_patient(engine: Engi
 
 
 def test_a_step_whose_input_is_on_another_host_says_so(engine: Engine) -> None:
-    with pytest.raises(WorkspaceError, match=r"^model 2 \(busybox\): .*another host"):
+    with pytest.raises(WorkspaceError, match=r"^what model 1 left is not whole .*another host"):
         engine.run_step(_flow("true", "true"), step=1, run_id=str(uuid.uuid4()), study_id=STUDY, logger=logger)
 
 

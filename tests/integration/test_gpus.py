@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import docker
+import pynvml
 import pytest
 
 from flows_engine.container_spec import GPUS_LABEL, LEASE_LABEL, RUN_LABEL
 from flows_engine.definition.schema import FlowDefinition
-from flows_engine.errors import ContainerRefusedError
+from flows_engine.docker_runner import DockerRunner
+from flows_engine.errors import ContainerRefusedError, GpuLostError, ModelFailedError
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.handoff.study_store import Fingerprint
 from flows_engine.run_step import StepResult
 from flows_engine.wiring import build_engine
+from tests.fakes.nvml import FakeNvml
 from tests.gpu_engine import gpu_engine
 from tests.integration.one_study import STUDY, write_record
 from tests.services import ROOT, wait_until
@@ -32,6 +35,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.dockerd]
 RUN = """
 import json, logging, os, sys
 from flows_engine.definition.schema import FlowDefinition
+from flows_engine.docker_runner import DockerRunner
 from flows_engine.wiring import site_engine
 definition = FlowDefinition.model_validate(json.loads(sys.argv[1]))
 site_engine().run_step(definition, step=0, run_id=sys.argv[2], study_id=sys.argv[3], logger=logging.getLogger())
@@ -130,6 +134,45 @@ def test_a_container_of_a_model_without_a_gpu_sees_none(site: Site, caplog: pyte
 def test_a_gpu_that_the_host_does_not_have_is_named(site: Site) -> None:
     site.settings = site.settings.model_copy(update={"gpus": ("7",)})
     with pytest.raises(ContainerRefusedError, match=r"does not know a GPU .*nvidia-smi -L.*unknown device"):
+        site.run(flow("true"))
+
+
+def test_a_model_whose_gpu_is_lost_did_not_fail_and_the_next_attempt_gets_another(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    nvml = FakeNvml(monkeypatch)
+
+    def lose() -> None:
+        nvml.errors["0"] = pynvml.NVML_ERROR_GPU_IS_LOST
+
+    with (
+        when_it_says("computes on 0", lose),
+        pytest.raises(
+            GpuLostError, match=r"model 1 \(busybox\): lost: GPU 0 \(GPU-0: NVML says: .*\); see `nvidia-smi`"
+        ),
+    ):
+        site.run(flow("echo computes on $NVIDIA_VISIBLE_DEVICES; sleep 0.5; exit 1"))
+    with pytest.raises(ModelFailedError):
+        site.run(flow("echo computes on $NVIDIA_VISIBLE_DEVICES; exit 1"))
+    assert "computes on 1" in caplog.messages
+    with pytest.raises(GpuLostError):
+        site.run(flow("true", gpu=2))
+
+
+def test_a_gpu_that_is_gone_when_the_container_is_to_start_is_lost(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.settings = site.settings.model_copy(update={"gpus": ("7",)})
+    nvml = FakeNvml(monkeypatch)
+    nvml.count = 8
+    as_it_is = DockerRunner._remove
+
+    def losing_the_gpu(runner: DockerRunner, name: str) -> None:
+        nvml.count = 7
+        as_it_is(runner, name)
+
+    # The first thing that is done to a container comes after its GPUs were found well.
+    monkeypatch.setattr(DockerRunner, "_remove", losing_the_gpu)
+    with pytest.raises(GpuLostError, match=r"GPU 7 .*not among the GPUs"):
         site.run(flow("true"))
 
 

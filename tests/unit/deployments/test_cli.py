@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import re
 import socket
 
 import pytest
 
+from deployments.cli import worker
 from dicom_gateway.ledger import Decision
 from tests.factories import leaked_canaries
 
@@ -134,6 +136,15 @@ def test_without_a_server_there_is_one_line_with_the_way_out(dicomflow_process, 
             "start one with `dicomflow up`, or set PREFECT_API_URL"
         )
     ]
+
+
+def test_a_worker_of_another_host_keeps_results_where_the_others_find_them(monkeypatch, site):
+    told = {}
+    monkeypatch.setattr("deployments.worker_service.serve", lambda **_: told.update(os.environ))
+    monkeypatch.setattr(os, "environ", {**os.environ, "PREFECT_HOME": "/of/this/host", "DATA_DIR": str(site.data_dir)})
+    worker(pool="cpu", name="", slots=1)
+
+    assert told["PREFECT_RESULTS_LOCAL_STORAGE_PATH"] == str(site.data_dir / "prefect" / "storage")
 
 
 def test_a_port_that_is_taken_is_named_with_its_setting(dicomflow, site):

@@ -134,6 +134,12 @@ def test_prefect_keeps_its_own_files_in_the_data_folder_unless_the_site_says_whe
     assert planned({"PREFECT_HOME": "/var/prefect"}).environment["PREFECT_HOME"] == "/var/prefect"
 
 
+def test_results_lie_in_the_data_folder_wherever_prefect_keeps_its_own_files():
+    results = str(DATA / "prefect" / "storage")
+    assert planned().environment["PREFECT_RESULTS_LOCAL_STORAGE_PATH"] == results
+    assert planned({"PREFECT_HOME": "/var/prefect"}).environment["PREFECT_RESULTS_LOCAL_STORAGE_PATH"] == results
+
+
 def test_clients_of_our_own_server_read_no_certificates_which_it_does_not_use():
     named = planned().environment["PREFECT_API_SSL_CERT_FILE"]
 

@@ -83,6 +83,7 @@ def _run(
         host=Host(
             gpus=gpus,
             gpu_folder=tmp_path / "locks",
+            lost_gpu_folder=tmp_path / "lost-gpus",
             gpu_wait_seconds=0,
             branch_slots=1,
             branch_folder=tmp_path / "locks",

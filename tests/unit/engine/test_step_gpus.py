@@ -14,10 +14,16 @@ import pytest
 
 from flows_engine.container_spec import GPUS_LABEL, INSTANCE_LABEL, LEASE_LABEL
 from flows_engine.definition.schema import Model
-from flows_engine.errors import GpuMissingError, GpuUnavailableError
-from flows_engine.gpu_lease import Lease
+from flows_engine.errors import (
+    ContainerRefusedError,
+    GpuLostError,
+    GpuMissingError,
+    GpuUnavailableError,
+    RetryableError,
+)
+from flows_engine.gpu_health import Health
 from flows_engine.interfaces import ContainerSpec
-from flows_engine.step_gpus import orphaned, step_gpus
+from flows_engine.step_gpus import StepGpus, orphaned, step_gpus
 from tests.fakes.container_runner import FakeContainerRunner
 
 logger = logging.getLogger("test")
@@ -31,15 +37,18 @@ class Host:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.runner = FakeContainerRunner({})
+        self.health: dict[str, Health] = {}
 
     def gpus(
         self, *, total: Mapping[str, int] = TOTAL, wait_seconds: float = 0, **model: Any
-    ) -> AbstractContextManager[Lease]:
+    ) -> AbstractContextManager[StepGpus]:
         return step_gpus(
             Model.model_validate({"docker_kwargs": {"image": "a"}, **model}),
             gpus=("0", "1"),
             total_mib=lambda _: total,
+            health=lambda gpus: {gpu: self.health[gpu] for gpu in gpus if gpu in self.health},
             folder=self.folder,
+            lost_folder=self.folder.with_name("lost-gpus"),
             wait_seconds=wait_seconds,
             runner=self.runner,
             instance_id="site",
@@ -137,3 +146,84 @@ def test_an_orphan_is_told_by_its_gpus_and_by_its_lease() -> None:
         {GPUS_LABEL: "0", LEASE_LABEL: "living"},
     ]
     assert orphaned(labels, gpus=["0"], is_held=lambda name: name == "living") == ("dead",)
+
+
+WELL = Health(uuid="GPU-8f6c")
+GONE = Health(wrong="it is not among the GPUs of this host")
+LOST = Health(wrong="NVML says: GPU is lost", is_lost=True)
+
+
+@pytest.mark.parametrize("after", [GONE, LOST, Health(wrong="NVIDIA's driver does not answer within 10 seconds")])
+def test_a_gpu_that_was_well_and_is_no_more_is_lost_and_named_with_the_way_out(host: Host, after: Health) -> None:
+    host.health = {"0": WELL, "1": WELL}
+    with host.gpus(gpu=True) as held:
+        assert held.gpus == ("0",)
+        held.raise_if_lost()
+        host.health["0"] = after
+        with pytest.raises(GpuLostError) as caught:
+            held.raise_if_lost()
+    said = str(caught.value)
+    assert all(part in said for part in ("GPU 0", "GPU-8f6c", after.wrong, "nvidia-smi", "take it out of GPUS")), said
+    assert "\n" not in said
+    assert "GPU 1" not in said
+    assert isinstance(caught.value, RetryableError)
+
+
+def test_a_lost_gpu_is_not_handed_out_until_it_is_well_again(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    host.health = {"0": WELL, "1": WELL}
+    with host.gpus(gpu=True) as held:
+        host.health["0"] = GONE
+        with pytest.raises(GpuLostError):
+            held.raise_if_lost()
+    with host.gpus(gpu=True) as held:
+        assert held.gpus == ("1",)
+    assert any("GPU 0" in message and "it is not among" in message for message in caplog.messages)
+    with pytest.raises(GpuLostError, match="GPU 0"):
+        host.gpus(gpu=2, wait_seconds=600).__enter__()
+    host.health["0"] = WELL
+    with host.gpus(gpu=True) as held:
+        assert held.gpus == ("0",)
+
+
+def test_a_model_that_only_a_lost_gpu_could_hold_may_be_retried(host: Host) -> None:
+    host.health = {"0": LOST, "1": WELL}
+    with pytest.raises(GpuLostError):
+        host.gpus(gpu=True, gpu_memory=900, total={"1": 100}).__enter__()
+    with pytest.raises(GpuMissingError):
+        host.gpus(gpu=3).__enter__()
+
+
+def test_a_gpu_that_is_lost_while_others_hold_it_is_not_handed_to_who_waits(host: Host) -> None:
+    host.health = {"0": WELL, "1": WELL}
+    first = host.gpus(gpu=2)
+    first.__enter__()
+
+    def lose() -> None:
+        host.health["0"] = LOST
+        first.__exit__(None, None, None)
+
+    threading.Timer(0.3, lose).start()
+    with pytest.raises(GpuLostError, match="GPU 0"):
+        host.gpus(gpu=True, wait_seconds=30).__enter__()
+
+
+def test_a_container_that_is_refused_since_its_gpu_is_lost_may_be_retried(host: Host) -> None:
+    def refused(after: Health) -> None:
+        host.health = {"0": WELL}
+        with host.gpus(gpu=True):
+            host.health = {"0": after}
+            raise ContainerRefusedError("nvidia-container-cli: device error: 0: unknown device")
+
+    with pytest.raises(GpuLostError):
+        refused(LOST)
+    host.health = {"0": WELL}
+    with pytest.raises(ContainerRefusedError):
+        refused(WELL)
+
+
+@pytest.mark.parametrize("known", [{}, {"0": GONE}, {"0": Health(wrong="NVML says: Driver Not Loaded")}])
+def test_a_gpu_that_was_never_known_to_be_well_is_not_lost(host: Host, known: dict[str, Health]) -> None:
+    host.health = known
+    with host.gpus(gpu=True) as held:
+        assert held.gpus == ("0",)
+        held.raise_if_lost()

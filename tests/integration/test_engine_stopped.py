@@ -1,0 +1,99 @@
+"""A container that something outside stopped has no result, whatever its exit code: its model is to be run again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from flows_engine.docker_runner import DockerRunner
+from flows_engine.errors import ModelInterruptedError, RetryableError
+from flows_engine.handoff.engine_address import EngineAddress
+from flows_engine.interfaces import ContainerResult, ContainerSpec
+from flows_engine.registry_silence import RegistrySilence
+from tests.local_engine import LocalEngine, local_engine
+
+pytestmark = [pytest.mark.docker, pytest.mark.dockerd]
+LABEL, NAME = "dicomflow.test", "dicomflow-test-stopped"
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["its own socket", "socket of systemd"])
+def engine(request: pytest.FixtureRequest) -> Iterator[LocalEngine]:
+    with local_engine("busybox", is_socket_held=request.param) as engine:
+        yield engine
+
+
+class Bench:
+    def __init__(self, engine: LocalEngine, folder: Path) -> None:
+        self.engine = engine
+        address = EngineAddress(url=engine.url)
+        self.runner = DockerRunner(find_engine=lambda: address, silence=RegistrySilence(folder=folder / "silent"))
+
+    def run(self, *, when_term: int, do: Callable[[], object]) -> ContainerResult:
+        """Run a model that exits with a code of its own when it is asked to end; do something as soon as it runs."""
+        script = f"trap 'exit {when_term}' TERM; echo begun; sleep 600 & wait"
+        spec = ContainerSpec(
+            name=NAME,
+            image="busybox",
+            mounts=(),
+            labels={LABEL: "stopped"},
+            timeout_seconds=60,
+            pull=False,
+            network=False,
+            options={"command": ["sh", "-c", script]},
+        )
+        begun = threading.Event()
+        # What starts an engine has to live as long as it: the main thread.
+        with ThreadPoolExecutor() as pool:
+            ended = pool.submit(self.runner.run, spec, on_line=lambda _: begun.set(), on_notice=lambda _: None)
+            assert begun.wait(60)
+            do()
+            return ended.result()
+
+    def stop(self) -> None:
+        with self.engine.client() as client:
+            client.api.stop(NAME)
+
+    def restart(self) -> None:
+        self.engine.stop()
+        self.engine.start()
+
+    def crash(self) -> None:
+        self.engine.kill()
+        self.engine.start()
+
+    def kill(self) -> None:
+        with self.engine.client() as client:
+            client.api.kill(NAME)
+
+
+@pytest.fixture
+def bench(engine: LocalEngine, tmp_path: Path) -> Bench:
+    return Bench(engine, tmp_path)
+
+
+@pytest.mark.parametrize("code", [0, 143])
+def test_a_model_that_is_stopped_by_hand_is_neither_done_nor_failed(bench: Bench, code: int) -> None:
+    with pytest.raises(ModelInterruptedError, match="was stopped by the Docker engine"):
+        bench.run(when_term=code, do=bench.stop)
+
+
+def test_a_model_that_is_killed_by_hand_did_not_fail(bench: Bench) -> None:
+    with pytest.raises(ModelInterruptedError, match="docker kill"):
+        bench.run(when_term=0, do=bench.kill)
+
+
+@pytest.mark.parametrize("code", [0, 143])
+def test_a_model_whose_engine_is_stopped_is_neither_done_nor_failed(bench: Bench, code: int) -> None:
+    with pytest.raises(RetryableError):
+        bench.run(when_term=code, do=bench.restart)
+    bench.runner.remove_all(label=LABEL, value="stopped")
+
+
+def test_a_model_whose_engine_is_killed_and_started_again_is_run_again(bench: Bench) -> None:
+    with pytest.raises(RetryableError):
+        bench.run(when_term=0, do=bench.crash)
+    bench.runner.remove_all(label=LABEL, value="stopped")
