@@ -123,17 +123,6 @@ class ArrivingInstance:
             except Exception as error:  # noqa: BLE001  # a status is all that may leave, see ``refused``
                 self._fail(error)
 
-    def take(self, pipe: int, count: int) -> bool:
-        """Take the next ``count`` bytes out of a pipe; return whether all of them were taken."""
-        if self._incoming is None:
-            return False
-        try:
-            self._incoming.take(pipe, count)
-        except Exception as error:  # noqa: BLE001  # a status is all that may leave, see ``refused``
-            self._fail(error)
-            return False
-        return True
-
     def finish(self) -> int:
         """Have the instance kept, and return the status to answer with."""
         incoming, self._incoming = self._incoming, None

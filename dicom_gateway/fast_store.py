@@ -1,32 +1,23 @@
 """The C-STORE path at line speed: P-DATA of C-STOREs from a socket to files, everything else is handed back.
 
 Data sets go to their files as they come, fragment by fragment, out of one buffer an association: memory does not grow
-with the size of an object, nor with what a PDU says about its length (PS3.8 9.3.5, PS3.7 6.3.1, 9.3.1). Large fragments
-pass the buffer by: the kernel moves them from the socket to the file (splice(2)).
+with the size of an object, nor with what a PDU says about its length (PS3.8 9.3.5, PS3.7 6.3.1, 9.3.1).
 """
 
 from __future__ import annotations
 
 import enum
-import os
 import socket
 import struct
 import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from ssl import SSLSocket, SSLWantReadError
+from ssl import SSLWantReadError
 from typing import Final, Protocol
 
 from dicom_gateway.dimse_command import LONGEST_COMMAND_BYTES, StoreRequest, store_request, store_response
 
 _BUFFER_BYTES: Final = 256 * 1024
-_MOVED_BYTES: Final = 64 * 1024
-"""From so many of a fragment on, it is moved past the buffer; a smaller one comes more cheaply with its neighbours."""
-_COPIED_FIRST_BYTES: Final = 4 * 1024
-"""So much of a data set is copied in any case: its UIDs are looked for there."""
-_RECEIVED_BEFORE_MOVING_BYTES: Final = 8 * 1024
-"""What is received at once where large fragments are awaited, so that they are not in the buffer already."""
-_PIPE_BYTES: Final = 64 * 1024
 _P_DATA: Final = 0x04
 _A_ABORT: Final = 0x07
 _PDU_HEADER_BYTES: Final = 6
@@ -69,10 +60,6 @@ class Instance(Protocol):
         """Take the next fragment; the memory is used again afterwards."""
         ...
 
-    def take(self, pipe: int, count: int, /) -> bool:
-        """Take the next ``count`` bytes out of a pipe. Returns whether all of them were taken."""
-        ...
-
     def finish(self) -> int:
         """Return the status that the request is answered with."""
         ...
@@ -109,10 +96,6 @@ class FastStore:
         self._answered = answered
         self._buffer = bytearray(_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
-        self._reach_bytes = _BUFFER_BYTES
-        # TLS is not the kernel's.
-        self._can_move = not isinstance(connection, SSLSocket)
-        self._pipe: tuple[int, int] | None = None
         # What was received and not looked at yet.
         self._start = 0
         self._end = 0
@@ -124,8 +107,6 @@ class FastStore:
         self._began = 0.0
         self._deadline = 0.0
         self._size_bytes = 0
-        self._taken_bytes = 0
-        self._has_large = False
 
     def serve(self, received: bytes) -> tuple[Ending, bytes]:
         """Serve C-STOREs, of which ``received`` may be the beginning, until something else comes.
@@ -151,15 +132,13 @@ class FastStore:
             if self._instance is not None:
                 self._instance.abandon()
             self._command, self._request, self._instance = b"", None, None
-            self._close_pipe()
 
     def _serve_pdu(self, length: int) -> None:
         """Serve the PDVs of a PDU, of which ``length`` bytes are to come."""
         if not self._command:
             self._began = time.monotonic()
             self._deadline = self._began + self._patience.within_message_seconds
-            self._size_bytes = self._taken_bytes = 0
-            self._has_large = False
+            self._size_bytes = 0
         while True:
             if length < _PDV_HEADER_BYTES:
                 raise _LeftError(Ending.INVALID)
@@ -208,44 +187,13 @@ class FastStore:
 
     def _take_data(self, length: int) -> None:
         assert self._instance is not None
-        is_large = length >= _MOVED_BYTES
-        self._has_large = self._has_large or is_large
         while length:
             if self._start == self._end:
-                if is_large and self._can_move and self._taken_bytes >= _COPIED_FIRST_BYTES:
-                    length -= self._move_data(length)
-                    continue
                 self._receive(self._deadline)
             taken = min(length, self._end - self._start)
             self._instance.write(self._view[self._start : self._start + taken])
             self._start += taken
-            self._taken_bytes += taken
             length -= taken
-
-    def _move_data(self, length: int) -> int:
-        """Move what there is of the next ``length`` bytes from the socket to the instance, and return how much.
-
-        That is nothing where it cannot be done here, and will not be tried again.
-        """
-        assert self._instance is not None
-        try:
-            self._pipe = self._pipe or os.pipe()
-            into, out_of = self._pipe[1], self._pipe[0]
-            moved = self._awaited(
-                lambda: os.splice(self._connection.fileno(), into, min(length, _PIPE_BYTES)), self._deadline
-            )
-        except OSError:  # no descriptor is left, or this system does not splice sockets
-            self._can_move = False
-            return 0
-        if not self._instance.take(out_of, moved):
-            # What it has left there is thrown away, as all that still comes of it will be.
-            self._close_pipe()
-        return moved
-
-    def _close_pipe(self) -> None:
-        pipe, self._pipe = self._pipe, None
-        for descriptor in pipe or ():
-            os.close(descriptor)
 
     def _end_message(self) -> None:
         assert self._request is not None
@@ -254,8 +202,6 @@ class FastStore:
         status = instance.finish()
         response = store_response(self._request, context_id=self._context_id, status=status)
         self._command, self._request = b"", None
-        # The next instance will probably come as this one did.
-        self._reach_bytes = _RECEIVED_BEFORE_MOVING_BYTES if self._has_large and self._can_move else _BUFFER_BYTES
         try:
             self._connection.sendall(response)
         except OSError:
@@ -278,18 +224,10 @@ class FastStore:
         """Receive what there is, at least one byte."""
         if self._start == self._end:
             self._start = self._end = 0
-        free = self._view[self._end : self._end + self._reach_bytes]
-        try:
-            self._end += self._awaited(lambda: self._connection.recv_into(free), deadline)
-        except OSError:
-            raise _LeftError(Ending.CLOSED) from None
-
-    def _awaited(self, receive: Callable[[], int], deadline: float | None) -> int:
-        """Return how many bytes ``receive`` has got, at least one. Raises what it raises beside its time-outs."""
         began = 0.0
         while True:
             try:
-                count = receive()
+                count = self._connection.recv_into(self._view[self._end :])
             except (BlockingIOError, SSLWantReadError):
                 now = time.monotonic()
                 began = began or now
@@ -298,14 +236,17 @@ class FastStore:
                 if now > (deadline or began + self._patience.between_messages_seconds):
                     raise _LeftError(Ending.SILENT) from None
                 continue
+            except OSError:
+                raise _LeftError(Ending.CLOSED) from None
             if count == 0:
                 raise _LeftError(Ending.CLOSED)
             if deadline is not None and time.monotonic() > deadline:
                 raise _LeftError(Ending.SILENT)
+            self._end += count
             if deadline is not None:
                 # Time is granted for what has come, not for what a header says is to come.
                 self._deadline += count / self._patience.slowest_bytes_per_second
-            return count
+            return
 
 
 class _LeftError(Exception):

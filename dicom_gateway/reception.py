@@ -241,17 +241,6 @@ class IncomingInstance:
             raise _full(error) from error
         self.size_bytes += len(fragment)
 
-    def take(self, pipe: int, count: int) -> None:
-        """Append ``count`` bytes out of a pipe, after what was written. Raises as ``write`` does."""
-        left = count
-        try:
-            while left:
-                left -= _moved(pipe, self._descriptor, left)
-        except OSError as error:
-            self.discard()
-            raise _full(error) from error
-        self.size_bytes += count
-
     def commit(self) -> None:
         """Have it kept. Raises ``InstanceRefusedError`` or ``SpoolFullError``, and then nothing of it is left.
 
@@ -370,18 +359,6 @@ def _new_file(folder: int, uid: str) -> tuple[str, int]:
         except FileExistsError:
             continue
     raise AssertionError("unreachable: the names end in an error")
-
-
-def _moved(pipe: int, descriptor: int, count: int) -> int:
-    """Move bytes from a pipe to a file, and return how many; copy them where its file system cannot be moved to."""
-    try:
-        return os.splice(pipe, descriptor, count)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    content = os.read(pipe, count)
-    _write_all(descriptor, memoryview(content))
-    return len(content)
 
 
 def _write_all(descriptor: int, rest: memoryview) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import random
 import socket
 import struct
@@ -61,10 +60,6 @@ class Taken:
     def write(self, fragment):
         self.content += bytes(fragment)
 
-    def take(self, pipe, count):
-        self.content += os.read(pipe, count)
-        return True
-
     def finish(self):
         self.instances.stored.append(self.content)
         return 0x0000
@@ -76,17 +71,13 @@ class Taken:
 class Peer:
     """A connection whose other end a path serves in a thread."""
 
-    def __init__(self, *, patience=PATIENT, received=b"", is_ended=lambda: False, begin=None):
+    def __init__(self, *, patience=PATIENT, received=b"", is_ended=lambda: False):
         self.end, self.served = socket.socketpair()
         self.end.settimeout(10)
         self.served.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 20_000))
         self.instances = Instances()
         self.path = FastStore(
-            self.served,
-            contexts={1, 3},
-            begin=begin or self.instances.begin,
-            is_ended=is_ended,
-            patience=patience,
+            self.served, contexts={1, 3}, begin=self.instances.begin, is_ended=is_ended, patience=patience
         )
         self.result = None
         self.thread = threading.Thread(target=self._serve, args=(received,))
