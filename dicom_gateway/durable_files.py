@@ -39,13 +39,13 @@ def syncs_names_with_files(folder: int) -> bool:
 
     POSIX promises that only of an fsync of the folder. ``tests/integration/test_power_cut.py`` tries it.
     """
-    with suppress(OSError, StopIteration):
-        fields = dict(line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{folder}").read_text().splitlines())
-        mount = fields.get("mnt_id", "").strip()
-        # proc_pid_mountinfo(5): the mount's id, …, a hyphen, the type of the file system, ….
-        mounts = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
-        found = next(line for line in mounts if line[0] == mount)
-        return found[found.index("-") + 1] in _SYNC_NAMES_WITH_FILES
+    with suppress(OSError, ValueError, LookupError, StopIteration):
+        fields = dict(line.split(b":", 1) for line in Path(f"/proc/self/fdinfo/{folder}").read_bytes().splitlines())
+        mount = fields[b"mnt_id"].strip()
+        # proc_pid_mountinfo(5): the mount's id, …, a hyphen, the type of the file system, …. Its paths are any bytes.
+        mounts = (line.split() for line in Path("/proc/self/mountinfo").read_bytes().splitlines())
+        found = next(line for line in mounts if line[:1] == [mount])
+        return found[found.index(b"-") + 1].decode() in _SYNC_NAMES_WITH_FILES
     return False
 
 

@@ -143,8 +143,9 @@ class Intake:
         if earlier and self._late_arrival == "rerun" and not self._spool.is_closing(group.group_id):
             for study_id in earlier:
                 self._spool.link(self._store.input_folder(study_id).rglob("*.dcm"), group.group_id)
-        for study in self._spool.collect(group.group_id, complete=group.is_complete):
-            self._backlog.append(self._told_of_earlier(study, earlier or ()))
+        studies = self._spool.collect(group.group_id, complete=group.is_complete)
+        # All or none: who does this again gets them all again.
+        self._backlog.extend([self._told_of_earlier(study, earlier or ()) for study in studies])
         self._groups.closed(group.group_id)
 
     def _told_of_earlier(self, study: SpooledStudy, earlier: Sequence[str]) -> SpooledStudy:

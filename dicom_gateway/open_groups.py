@@ -120,7 +120,7 @@ class OpenGroups:
         for folder_id in self._spool.ids():
             note = _read(self._spool, folder_id)
             if note is not None:
-                self._groups[folder_id] = note
+                self._groups[folder_id] = self._with_keys_anew(folder_id, note)
             elif self._spool.is_closing(folder_id):
                 self._groups[folder_id] = self._note(frozenset(), is_complete=self._spool.is_released(folder_id))
             else:
@@ -128,6 +128,15 @@ class OpenGroups:
         # Only now: what was being dealt out may have its group already.
         for folder_id in ended:
             self.take(folder_id, is_complete=self._spool.is_released(folder_id))
+
+    def _with_keys_anew(self, group_id: str, note: GroupNote) -> GroupNote:
+        """Return a note with the keys as they are made now, too: GROUP_BY may have changed, or this program."""
+        if not note.keys or self._spool.is_closing(group_id):
+            return note
+        try:
+            return note.model_copy(update={"keys": note.keys.union(self._keys(group_id).values())})
+        except OSError:  # it is closed in its time all the same
+            return note
 
     def take(self, reception_id: str, *, is_complete: bool) -> None:
         """Deal out what an ended reception holds. Raises ``OSError`` where the disk refuses; then it may be called
@@ -203,7 +212,9 @@ class OpenGroups:
     def _take_association(self, reception_id: str, *, is_complete: bool) -> None:
         waits = not is_complete and self._waiting.incomplete_seconds > 0
         keys = frozenset(self._keys(reception_id).values()) if waits or self._groups else frozenset()
-        for group_id in [one for one, note in self._groups.items() if note.keys & keys]:
+        met = [one for one, note in self._groups.items() if note.keys & keys]
+        # What is being laid out as studies lies no longer where it came: it is left to become them.
+        for group_id in [one for one in met if not self._spool.is_closing(one)]:
             _log.info(
                 "what an aborted association had sent is joined with what its sender sent now",
                 extra={"action": "join", "reception": group_id},

@@ -100,7 +100,7 @@ class Reception:
         self._folder = folder
         self._origin = origin
         self._descriptor: int | None = None
-        self._names_need_syncs = False
+        self._names_need_syncs = True
 
     @property
     def is_open(self) -> bool:
@@ -186,9 +186,9 @@ class Reception:
             durable=durable,
         )
         durable_files.make_folder(incoming, mode=durable_files.SHARED_FOLDER, durable=durable)
-        self._descriptor = os.open(incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._names_need_syncs = not durable_files.syncs_names_with_files(self._descriptor)
-        return self._descriptor
+        self._descriptor = descriptor = os.open(incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._names_need_syncs = not durable_files.syncs_names_with_files(descriptor)
+        return descriptor
 
 
 class IncomingInstance:

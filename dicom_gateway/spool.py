@@ -207,7 +207,7 @@ class Spool:
 
     def remove(self, reception_id: str) -> None:
         """Remove a place of which every instance has been moved. What is half in it is thrown away."""
-        if not any(self.names(reception_id)):
+        if not any(self.names(reception_id)) and not self.is_closing(reception_id):
             shutil.rmtree(self.root / reception_id, ignore_errors=True)
 
 

@@ -10,11 +10,11 @@ from flows_engine.handoff.header_file import read_file_header_at
 
 
 def headers_below(folder: Path) -> Iterator[tuple[str, Header]]:
-    """Yield the SOP Instance UID and the header of each instance; none of those that cannot be read."""
+    """Yield the SOP Instance UID and the header of each instance; none of those that cannot be read, or are gone."""
     for path in sorted(folder.rglob("*.dcm")):
         try:
             yield sop_instance_uid(path.name), read_file_header_at(path)
-        except UnreadableError:
+        except (UnreadableError, OSError):
             continue
 
 

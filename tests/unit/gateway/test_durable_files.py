@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +76,32 @@ def test_folders_are_spread_where_the_file_system_can(tmp_path):
     if "ext" in kind and listed.returncode == 0:
         assert "T" in listed.stdout.split()[0]
     (tmp_path / "a").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("mounts", "expected"),
+    [
+        (b"1 2 8:1 / / rw - ext4 /dev/sda1 rw\n%s 1 8:2 / /d rw - xfs /dev/sdb rw\n", True),
+        (b"%s 1 0:5 / /d rw shared:3 - nfs4 nas:/d rw\n", False),
+        (b"9 1 8:3 / /media/M\xfcller rw - vfat /dev/sdc rw\n%s 1 8:2 / /d rw - ext4 /dev/sdb rw\n", True),
+        (b"9 1 8:3 / /d rw - ext4 /dev/sdc rw\n", False),
+        (b"\n%s\n", False),
+        (None, False),
+    ],
+)
+def test_names_are_left_to_files_where_the_file_system_is_known(tmp_path, monkeypatch, mounts, expected):
+    folder = os.open(tmp_path, os.O_RDONLY)
+    number = str(folder)
+
+    def read_bytes(path):
+        if path.name == "mountinfo":
+            if mounts is None:
+                raise FileNotFoundError(path)
+            return mounts.replace(b"%s", b"77")
+        assert path == Path("/proc/self/fdinfo", number)
+        return b"pos:\t0\nflags:\t02\nmnt_id:\t77\n"
+
+    with monkeypatch.context() as system:
+        system.setattr(Path, "read_bytes", read_bytes)
+        assert durable_files.syncs_names_with_files(folder) is expected
+    os.close(folder)

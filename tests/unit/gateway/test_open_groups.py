@@ -190,6 +190,42 @@ def test_an_aborted_association_is_joined_with_the_next_of_its_sender(make_world
     assert world.close(due) == [3]
 
 
+def test_what_is_being_laid_out_is_not_joined_with_what_comes(make_world, monkeypatch):
+    world = make_world("association")
+    world.take(of("1.1"), of("1.1", PatientID="another"), is_complete=False)
+    (group_id,) = world.spool.ids()
+    world.now += INCOMPLETE
+    assert len(world.due()) == 1
+    real, made = durable_files.make_folder, []
+
+    def full(folder, **options):
+        if folder.parent.name == group_id:
+            made.append(folder)
+            if len(made) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        real(folder, **options)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(durable_files, "make_folder", full)
+        with pytest.raises(OSError, match="No space left"):
+            world.spool.collect(group_id, complete=False)
+    assert len(list(world.spool.root.rglob("*.dcm"))) == 2
+    world.take(of("1.1"), of("1.1", PatientID="another"))
+    assert len(list(world.spool.root.rglob("*.dcm"))) == 4
+    assert sorted(world.close(one) for one in world.due()) == [[1, 1], [1, 1]]
+
+
+def test_groups_are_met_again_after_a_setting_was_changed(make_world):
+    world = make_world("patient")
+    world.take(of("1.1"))
+    world.group_by = "study"
+    world.restart()
+    world.take(of("1.1"))
+    world.now += IDLE
+    (due,) = world.due()
+    assert world.close(due) == [2]
+
+
 def test_an_aborted_association_is_joined_only_as_far_as_its_patients_come_again(make_world):
     world = make_world("association")
     world.take(of("1.1"), of("1.2"), of("1.1", PatientID="another"), is_complete=False)
