@@ -214,6 +214,10 @@ def run_step(
             raise UnusableResultError(f"{title}: {error}") from error
         logger.warning("%s; nothing is made of it", error)
         said, decided = {}, None
+    try:
+        workspace.finish(step)
+    except WorkspaceError as error:
+        raise WorkspaceError(f"{title}: {error}") from error
     logger.info(
         "%s ended after %.1f seconds and left %d files%s",
         title,

@@ -104,10 +104,11 @@ class Engine:
             if name == STUDY:
                 return self._input(definition, study=study, workspace=workspace, logger=logger)
             writer = graph.writers[name]
-            # What a killed attempt left on this host, while the run was carried on elsewhere, has no such record.
-            if not read_records(StepRecord, [workspace.step_record(writer)]):
+            output = workspace.outputs(writer, graph.steps[writer].writes)[name]
+            # A killed attempt may have left it on this host, while the run was carried on elsewhere.
+            if not output.is_dir() or workspace.is_unfinished(output):
                 raise WorkspaceError(f"what model {writer + 1} left is not whole below {workspace.root}; {ELSEWHERE}")
-            return workspace.outputs(writer, graph.steps[writer].writes)[name]
+            return output
 
         return {name: source(name) for name in graph.steps[step].reads}
 
@@ -125,14 +126,15 @@ class Engine:
 
         Raises ``UnexpectedOutputError`` where it is not, and ``WorkspaceError`` where it cannot be told.
         """
-        _raise_if_elsewhere(output_dir)
+        workspace = self._workspace(run_id)
+        _raise_if_elsewhere(output_dir, workspace)
         try:
             study = self.store.record(study_id)
             return check_output(
                 Path(output_dir),
                 expect=definition.expected or Expect(),
                 fingerprint=study.fingerprint,
-                input_folder=self._input(definition, study=study, workspace=self._workspace(run_id), logger=logger),
+                input_folder=self._input(definition, study=study, workspace=workspace, logger=logger),
                 is_whole=definition.input == "all",
                 logger=logger,
             )
@@ -145,8 +147,8 @@ class Engine:
         Doing it again sends only what has not arrived. Raises ``NothingToSendError``, ``DestinationUnavailableError``
         (a retry may help), ``DeliveryRefusedError``, and ``WorkspaceError`` where nothing is there.
         """
-        _raise_if_elsewhere(output_dir)
         workspace = self._workspace(run_id)
+        _raise_if_elsewhere(output_dir, workspace)
         result = deliver(
             Path(output_dir),
             destination=DicomNode(
@@ -249,9 +251,11 @@ def build_engine(settings: SiteSettings) -> Engine:
     )
 
 
-def _raise_if_elsewhere(output_dir: str) -> None:
+def _raise_if_elsewhere(output_dir: str, workspace: Workspace) -> None:
     if not Path(output_dir).is_dir():
         raise WorkspaceError(f"what the models left is not at {output_dir}; {ELSEWHERE}")
+    if workspace.is_unfinished(Path(output_dir)):
+        raise WorkspaceError(f"what the models left is not whole at {output_dir}; {ELSEWHERE}")
 
 
 def _not_here(error: StudyNotFoundError) -> WorkspaceError:

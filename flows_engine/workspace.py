@@ -7,6 +7,7 @@ runs/<flow_run_id>/                0700: the host's other users stay out; contai
   model-<n>/config/config.yaml     what the flow tells the model
   model-<n>/input/ or inputs/…     copies, only where the model may write to its input
   model-<n>/record.json            how it was run
+  model-<n>.unfinished             there from before its folders are made until it has ended well
   run.json                         what the run did
   deliveries/<destination>.jsonl   what has arrived
 """
@@ -68,6 +69,21 @@ class Workspace:
         """Return where it is written down how model number ``step`` was run."""
         return self._step(step) / "record.json"
 
+    def is_unfinished(self, output: Path) -> bool:
+        """Tell whether ``output`` is where an attempt writes that has not ended well: killed, failed, or going on."""
+        if self.root not in output.parents:
+            return False
+        return self._mark(output.relative_to(self.root).parts[0]).exists()
+
+    def finish(self, step: int) -> None:
+        """Say that model number ``step`` (counted from 0) has ended well. This needs no room on the disk."""
+        try:
+            self._mark(self._step(step).name).unlink(missing_ok=True)
+        except OSError as error:
+            raise WorkspaceError(
+                f"that model {step + 1} has ended cannot be kept below {self.root}: {error.strerror}"
+            ) from error
+
     @property
     def run_record(self) -> Path:
         """Where it is written down what the run did."""
@@ -93,9 +109,9 @@ class Workspace:
     ) -> StepFolders:
         """Return fresh folders for model number ``step``, which reads ``sources`` and writes the names of ``writes``.
 
-        What a killed attempt left is removed. With ``copy_inputs`` the inputs are copies of the regular files and
-        folders of ``sources``, writable for anyone; links, devices and fifos are not copied. ``config`` is the text of
-        a file that the model may read.
+        What a killed attempt left is removed, and what is made counts as unfinished until ``finish``. With
+        ``copy_inputs`` the inputs are copies of the regular files and folders of ``sources``, writable for anyone;
+        links, devices and fifos are not copied. ``config`` is the text of a file that the model may read.
         """
         for source in sources.values():
             if not source.is_dir():
@@ -105,7 +121,13 @@ class Workspace:
         copies = _folders(folder, "input", sources)
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mark = self._mark(folder.name)
+            # Beside the folder, and before it is emptied: who is killed at that leaves nothing that looks whole. On a
+            # full disk the mark finds its room only afterwards.
+            with suppress(OSError):
+                mark.touch(mode=0o600)
             remove_tree(folder)
+            mark.touch(mode=0o600)
             folder.mkdir(mode=0o700)
             for output in outputs.values():
                 output.mkdir(parents=True)
@@ -145,6 +167,9 @@ class Workspace:
 
     def _step(self, step: int) -> Path:
         return self.root / f"model-{step + 1}"
+
+    def _mark(self, folder: str) -> Path:
+        return self.root / f"{folder}.unfinished"
 
 
 def open_for_reading(folder: Path) -> None:

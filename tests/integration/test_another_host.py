@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows_engine.definition.schema import FlowDefinition, Node
-from flows_engine.errors import WorkspaceError
+from flows_engine.errors import ModelFailedError, NoSpaceError, WorkspaceError
 from flows_engine.handoff.site_settings import SiteSettings
 from flows_engine.run_step import StepResult
 from flows_engine.wiring import Engine, build_engine
@@ -67,16 +67,48 @@ def test_what_an_earlier_model_left_on_the_first_host_is_not_replaced_by_what_is
     if was_killed_there:  # an attempt of the first model, before the other host finished it
         (host_b.runs / RUN / "model-1" / "output").mkdir(parents=True)
         (host_b.runs / RUN / "model-1" / "output" / "half").touch()
+        (host_b.runs / RUN / "model-1.unfinished").touch()
     caplog.clear()
     with pytest.raises(WorkspaceError, match="what model 1 left is not whole below .*" + WAY_OUT):
         run_step(host_b, 1)
     assert "runs" not in caplog.messages
     shutil.copytree(host_a.runs / RUN, host_b.runs / RUN, dirs_exist_ok=True)
     (host_b.runs / RUN / "model-1" / "output" / "half").unlink(missing_ok=True)
+    (host_b.runs / RUN / "model-1.unfinished").unlink(missing_ok=True)
     assert run_step(host_b, 1).file_count == 3
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize("record", ["not written", "half"])
+def test_a_model_that_has_finished_is_whole_whether_or_not_it_is_written_down_how_it_was_run(
+    host_a: Engine, monkeypatch: pytest.MonkeyPatch, record: str
+) -> None:
+    def full(*_: object) -> None:
+        raise NoSpaceError("no room")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("flows_engine.run_step.write_record", full)
+        run_step(host_a, 0)
+    kept = host_a.runs / RUN / "model-1" / "record.json"
+    assert not kept.exists()
+    if record == "half":
+        kept.write_text('{"model": 1')
+    assert run_step(host_a, 1).file_count == 3
+
+
+def test_a_model_that_is_run_again_counts_as_unfinished_until_it_has_ended_well(host_a: Engine) -> None:
+    run_step(host_a, 0)
+    fails = TWO.model_validate(
+        {"name": "Two", **flow_keys(models=[model_keys(docker_kwargs={"command": ["false"]}), model_keys()])}
+    )
+    with pytest.raises(ModelFailedError):
+        host_a.run_step(fails, step=0, run_id=RUN, study_id=STUDY, logger=logger)
+    with pytest.raises(WorkspaceError, match="what model 1 left is not whole below"):
+        run_step(host_a, 1)
+    run_step(host_a, 0)
+    assert run_step(host_a, 1).file_count == 3
+
+
+RESULTS = pytest.mark.parametrize(
     "do",
     [
         lambda engine, folder: engine.check_output(TWO, output_dir=folder, run_id=RUN, study_id=STUDY, logger=logger),
@@ -84,6 +116,17 @@ def test_what_an_earlier_model_left_on_the_first_host_is_not_replaced_by_what_is
     ],
     ids=["check output", "send"],
 )
+
+
+@RESULTS
+def test_half_results_of_a_killed_attempt_are_not_sent(host_a: Engine, do: Callable[[Engine, str], object]) -> None:
+    left = Path(run_step(host_a, 0).output_dir)
+    (host_a.runs / RUN / "model-1.unfinished").touch()
+    with pytest.raises(WorkspaceError, match=re.escape(f"is not whole at {left}; ") + WAY_OUT):
+        do(host_a, str(left))
+
+
+@RESULTS
 def test_results_that_lie_on_the_first_host_are_not_taken_for_none(
     host_a: Engine, host_b: Engine, tmp_path: Path, do: Callable[[Engine, str], object]
 ) -> None:

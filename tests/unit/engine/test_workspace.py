@@ -54,6 +54,26 @@ def test_a_killed_attempt_leaves_nothing_and_its_links_are_not_followed(tmp_path
     assert (source / "deep" / "slice").exists()
 
 
+def test_what_a_step_writes_is_unfinished_from_before_it_is_made_anew_until_it_is_said_to_be_finished(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path / "run")
+    first = prepare(workspace, 0, source).outputs["out"]
+    other = prepare(workspace, 1, source).outputs["out"]
+    workspace.finish(0)
+    assert (workspace.is_unfinished(first), workspace.is_unfinished(other)) == (False, True)
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows_engine.workspace.remove_tree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(workspace, 0, source)
+    assert first.is_dir()
+    assert workspace.is_unfinished(first)
+    assert not workspace.is_unfinished(tmp_path / "elsewhere" / "model-1" / "output")
+
+
 def test_a_link_in_place_of_a_step_is_removed_and_not_what_it_names(tmp_path: Path, source: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model-1").symlink_to(source)
