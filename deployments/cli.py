@@ -83,7 +83,7 @@ def worker(
     settings = _settings().settings
     log_to_stderr(settings.log_level)
     _use_prefect()
-    os.environ.update({**where_results_lie(settings.data_dir.resolve()), **os.environ})
+    os.environ.update(where_results_lie(settings.data_dir.resolve(), os.environ))
     from deployments.worker_service import serve  # noqa: PLC0415
 
     serve(pool=pool, name=name or _worker_name(pool), slots=slots or _own_slots(settings, pool))

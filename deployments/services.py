@@ -81,7 +81,7 @@ def host_plan(facts: HostFacts) -> HostPlan:
     if own_database:
         services.append(_postgres(postgres_data))
 
-    own_files = {"PREFECT_HOME": str(facts.data_dir / "prefect"), **where_results_lie(facts.data_dir)}
+    own_files = {"PREFECT_HOME": str(facts.data_dir / "prefect"), **where_results_lie(facts.data_dir, facts.environ)}
     environment = {**PREFECT_DEFAULTS, **own_files, **facts.environ}
     environment |= {**facts.settings_environment, "PREFECT_API_URL": api_url}
     if "PREFECT_SERVER_API_AUTH_STRING" in environment:
@@ -123,12 +123,19 @@ PREFECT_DEFAULTS = {
 }
 
 
-def where_results_lie(data_dir: Path) -> dict[str, str]:
+_RESULTS: Final = "PREFECT_RESULTS_LOCAL_STORAGE_PATH"
+_RESULTS_NAMES: Final = (_RESULTS, "PREFECT_LOCAL_STORAGE_PATH")  # the second is Prefect's older name of the same
+
+
+def where_results_lie(data_dir: Path, environ: Mapping[str, str]) -> dict[str, str]:
     """Return what tells Prefect to keep the results of tasks beside the outputs that they name.
 
-    By them a retry knows which models have finished, also on another host that shares ``data_dir``.
+    By them a retry knows which models have finished, also on another host that shares ``data_dir``. Nothing is returned
+    where ``environ`` says where they lie.
     """
-    return {"PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(data_dir / "prefect" / "storage")}
+    if any(name in environ for name in _RESULTS_NAMES):
+        return {}
+    return {_RESULTS: str(data_dir / "prefect" / "storage")}
 
 
 def _postgres(data: Path) -> Service:

@@ -54,7 +54,8 @@ class LostGpus:
         if found is not None and found.is_lost:
             return f"{found.uuid}: {found.wrong}" if found.uuid and found.uuid != gpu else found.wrong
         try:
-            return note.read_text() if found is not None else ""
+            # An empty one is what a disk without room has left of a note.
+            return (note.read_text() or "it was lost while a model used it") if found is not None else ""
         except OSError:
             return ""
 

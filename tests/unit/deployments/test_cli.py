@@ -147,6 +147,17 @@ def test_a_worker_of_another_host_keeps_results_where_the_others_find_them(monke
     assert told["PREFECT_RESULTS_LOCAL_STORAGE_PATH"] == str(site.data_dir / "prefect" / "storage")
 
 
+def test_a_worker_keeps_results_where_its_site_says_by_prefects_older_name(monkeypatch, site):
+    told = {}
+    monkeypatch.setattr("deployments.worker_service.serve", lambda **_: told.update(os.environ))
+    of_the_site = {"PREFECT_LOCAL_STORAGE_PATH": "/of/the/site", "DATA_DIR": str(site.data_dir)}
+    monkeypatch.setattr(os, "environ", {**os.environ, **of_the_site})
+    worker(pool="cpu", name="", slots=1)
+
+    assert told["PREFECT_LOCAL_STORAGE_PATH"] == "/of/the/site"
+    assert "PREFECT_RESULTS_LOCAL_STORAGE_PATH" not in told
+
+
 def test_a_port_that_is_taken_is_named_with_its_setting(dicomflow, site):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from prefect.settings.models.results import ResultsSettings
 
 from deployments.services import HostFacts, HostPlan, host_plan
 
@@ -138,6 +139,16 @@ def test_results_lie_in_the_data_folder_wherever_prefect_keeps_its_own_files():
     results = str(DATA / "prefect" / "storage")
     assert planned().environment["PREFECT_RESULTS_LOCAL_STORAGE_PATH"] == results
     assert planned({"PREFECT_HOME": "/var/prefect"}).environment["PREFECT_RESULTS_LOCAL_STORAGE_PATH"] == results
+
+
+@pytest.mark.parametrize("name", ["PREFECT_RESULTS_LOCAL_STORAGE_PATH", "PREFECT_LOCAL_STORAGE_PATH"])
+def test_where_a_site_says_where_results_lie_by_either_of_prefects_names_they_lie_there(monkeypatch, name):
+    for known in ("PREFECT_RESULTS_LOCAL_STORAGE_PATH", "PREFECT_LOCAL_STORAGE_PATH"):
+        monkeypatch.delenv(known, raising=False)
+    planned_for = planned({name: "/of/the/site"}).environment
+    for variable in planned_for.keys() & {"PREFECT_RESULTS_LOCAL_STORAGE_PATH", "PREFECT_LOCAL_STORAGE_PATH"}:
+        monkeypatch.setenv(variable, planned_for[variable])
+    assert ResultsSettings().local_storage_path == Path("/of/the/site")
 
 
 def test_clients_of_our_own_server_read_no_certificates_which_it_does_not_use():
