@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from flows_engine.errors import GpuLostError
 from flows_engine.gpu_health import Health
+
+_NO_REASON: Final = "it was lost while a model used it; there was no room to note how"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +59,23 @@ class LostGpus:
         if found is not None and found.is_lost:
             return f"{found.uuid}: {found.wrong}" if found.uuid and found.uuid != gpu else found.wrong
         try:
-            # An empty one is what a disk without room has left of a note.
-            return (note.read_text() or "it was lost while a model used it") if found is not None else ""
+            return (note.read_text() or _NO_REASON) if found is not None else ""
         except OSError:
             return ""
 
     def _note(self, gpu: str, why: str) -> None:
+        note = self._path(gpu)
+        unfinished = note.with_suffix(f".{os.getpid()}")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._path(gpu).write_text(why)
+            # A full disk often has room for an empty file still, and that says the most of it.
+            note.touch(mode=0o600)
+            unfinished.write_text(why)
+            unfinished.replace(note)
         except OSError as error:
-            self.logger.warning("that GPU %s is lost cannot be noted: %s", gpu, error.strerror)
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            self.logger.warning("that GPU %s is lost cannot be noted in full: %s", gpu, error.strerror)
 
     def _path(self, gpu: str) -> Path:
         # An id is whatever a site has set.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -180,6 +182,37 @@ def test_a_lost_gpu_is_not_handed_out_until_it_is_well_again(host: Host, caplog:
     assert any("GPU 0" in message and "it is not among" in message for message in caplog.messages)
     with pytest.raises(GpuLostError, match="GPU 0"):
         host.gpus(gpu=2, wait_seconds=600).__enter__()
+    host.health["0"] = WELL
+    with host.gpus(gpu=True) as held:
+        assert held.gpus == ("0",)
+
+
+@pytest.mark.parametrize("earlier", ["", "NVML says: GPU is lost"])
+def test_on_a_full_disk_a_lost_gpu_is_noted_nevertheless(
+    host: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, earlier: str
+) -> None:
+    def full(path: Path, _: str) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    host.health = {"0": WELL, "1": WELL}
+    with host.gpus(gpu=True) as held:
+        host.health["0"] = GONE
+        if earlier:  # another process that used it has noted it
+            with pytest.raises(GpuLostError):
+                held.raise_if_lost()
+            [note] = host.folder.with_name("lost-gpus").iterdir()
+            note.write_text(earlier)
+        monkeypatch.setattr(Path, "write_text", full)
+        with pytest.raises(GpuLostError):
+            held.raise_if_lost()
+    assert "that GPU 0 is lost cannot be noted in full: No space left on device" in caplog.messages
+    [note] = host.folder.with_name("lost-gpus").iterdir()
+    assert note.read_text() == earlier
+    caplog.clear()
+    with host.gpus(gpu=True) as held:
+        assert held.gpus == ("1",)
+    assert any(f"GPU 0 ({earlier or 'it was lost while a model used it'}" in message for message in caplog.messages)
     host.health["0"] = WELL
     with host.gpus(gpu=True) as held:
         assert held.gpus == ("0",)
