@@ -31,7 +31,8 @@ _log = logging.getLogger(__name__)
 GONE_SECONDS: Final = 60.0
 """How long a flow without definition and deployment is waited for. An editor may remove a file to write it anew."""
 
-_AT_ONCE: Final = 4
+_AT_ONCE: Final = 16
+"""A trigger may make several of one flow in one go, for which they have to be asked for at once."""
 _ACTION: Final = {"action": "trigger"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Final, Self
 from uuid import UUID
 
 import httpx
@@ -19,6 +19,7 @@ from dicom_gateway.errors import (
     TriggerRefusedError,
     TriggerUnavailableError,
 )
+from dicom_gateway.gathered_calls import GatheredCalls
 from flows_engine.definition import naming
 from flows_engine.handoff.run_request import RunRequest
 
@@ -27,13 +28,22 @@ _REFUSING_STATUS = {413, 422}
 # Answers that say nothing of the run, nor of its flow: no access, a proxy without a server, a server without database.
 _UNAVAILABLE_STATUS = {401, 403, 407, 408, 429, 502, 503, 504}
 
+_MOST_TOGETHER: Final = 16
+_BULK_ROUTE: Final[Any] = "/deployments/{id}/create_flow_run/bulk"
+"""Prefect's server has it; the types of its client do not know it yet."""
+
 
 class PrefectTrigger:
-    """A ``RunTrigger`` on a Prefect server. Prefect itself keeps the idempotency key with the run, in its database."""
+    """A ``RunTrigger`` on a Prefect server. Prefect itself keeps the idempotency key with the run, in its database.
+
+    Runs of one deployment that are asked for while one is being made are made in one request: that is a third less work
+    for Prefect's server.
+    """
 
     def __init__(self, client: SyncPrefectClient | None = None) -> None:
         self._client = client or get_client(sync_client=True)
         self._deployment_ids: dict[str, UUID] = {}
+        self._gathered = GatheredCalls(self._create_together, most=_MOST_TOGETHER)
 
     def __enter__(self) -> Self:
         self._client.__enter__()
@@ -48,19 +58,18 @@ class PrefectTrigger:
         """Create the flow run that ``request`` describes, unless it is there already, and return its id."""
         name = request.definition.name
         try:
-            run_id = self._create(
-                self._deployment_id(name),
-                DeploymentFlowRunCreate(
-                    name=naming.run_name(name, request.study_id),
-                    parameters=request.model_dump(mode="json", exclude_none=True),
-                    # A RunRequest is typed already. Prefect 3.8 would check the schema of the parameters against its
-                    # meta schema, twice, for every run: more work than all the rest of creating one.
-                    enforce_parameter_schema=False,
-                    idempotency_key=idempotency_key,
-                    tags=[naming.study_tag(request.study_id), *tags],
-                    work_queue_name=queue or naming.work_queue(request.definition.priority),
-                ),
+            deployment_id = self._deployment_id(name)
+            run = DeploymentFlowRunCreate(
+                name=naming.run_name(name, request.study_id),
+                parameters=request.model_dump(mode="json", exclude_none=True),
+                # A RunRequest is typed already. Prefect 3.8 would check the schema of the parameters against its
+                # meta schema, twice, for every run: more work than all the rest of creating one.
+                enforce_parameter_schema=False,
+                idempotency_key=idempotency_key,
+                tags=[naming.study_tag(request.study_id), *tags],
+                work_queue_name=queue or naming.work_queue(request.definition.priority),
             )
+            return self._gathered.call(deployment_id, run) or self._create(deployment_id, run)
         except httpx.TransportError as error:
             raise TriggerUnavailableError(f"Prefect does not answer ({type(error).__name__})") from None
         except PrefectHTTPStatusError as error:
@@ -72,7 +81,30 @@ class PrefectTrigger:
                 raise TriggerRefusedError(f"Prefect refuses the run with HTTP status {status}") from None
             unavailable = TriggerUnavailableError if status in _UNAVAILABLE_STATUS else FlowUnavailableError
             raise unavailable(f"Prefect answers with HTTP status {status}") from None
-        return run_id
+
+    def _create_together(self, deployment_id: UUID, runs: Sequence[DeploymentFlowRunCreate]) -> Sequence[str | None]:
+        """Create the runs; None for each where that did not work out, and each is to be asked for by itself.
+
+        All are made in one transaction. Where one fails in the database, none of them is there, and what Prefect says of
+        the others does not count; nor does an answer that judges all of them tell which one it means.
+        """
+        if len(runs) == 1:
+            return [self._create(deployment_id, runs[0])]
+        try:
+            response = self._client.request(
+                "POST",
+                _BULK_ROUTE,
+                path_params={"id": deployment_id},
+                json=[run.model_dump(mode="json", exclude_unset=True) for run in runs],
+            )
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code in _UNAVAILABLE_STATUS:
+                raise
+            return [None] * len(runs)
+        results = response.json()["results"]
+        if len(results) != len(runs) or any(result["status"] != "CREATED" for result in results):
+            return [None] * len(runs)
+        return [result["flow_run_id"] for result in results]
 
     def _create(self, deployment_id: UUID, run: DeploymentFlowRunCreate) -> str:
         # Not by the client's create_flow_run_from_deployment: it cannot say that the parameters are not to be checked.
