@@ -56,4 +56,5 @@ export VIRTUAL_ENV=$PWD/.venv
 # Compiled once here: where PYTHONDONTWRITEBYTECODE is set, every start of Prefect would compile itself anew, for 10 s.
 .venv/bin/uv pip sync --quiet --compile-bytecode "${pins[@]}"
 .venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
+.venv/bin/python -m compileall -q dicom_gateway flows_engine deployments
 echo "$wanted" >"$stamp"
