@@ -32,6 +32,8 @@ _BUSY_TIMEOUT_SECONDS: Final = 30.0
 _LONGEST_ERROR: Final = 500
 _PAGE: Final = 500
 _NOW: Final = "strftime('%Y-%m-%dT%H:%M:%f+00:00', 'now')"
+_PRIORITY: Final = "iif(json_valid(request), json_extract(request, '$.definition.priority'), 0)"
+"""Of a run. To be written down without error, a row need not be one that this version can read."""
 _SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS studies (
     study_id       TEXT PRIMARY KEY,
@@ -64,7 +66,9 @@ CREATE TABLE IF NOT EXISTS runs (
     PRIMARY KEY (study_id, flow)
 ) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS runs_by_key ON runs (idempotency_key);
-CREATE INDEX IF NOT EXISTS runs_in_line ON runs (study_id, flow, next_attempt_at) WHERE state = 'pending';
+DROP INDEX IF EXISTS runs_in_line;
+CREATE INDEX IF NOT EXISTS runs_by_priority ON runs ({_PRIORITY} DESC, study_id, flow, next_attempt_at)
+    WHERE state = 'pending';
 CREATE INDEX IF NOT EXISTS runs_by_next_attempt ON runs (next_attempt_at) WHERE state = 'pending';
 CREATE TABLE IF NOT EXISTS delays (
     flow   TEXT PRIMARY KEY,
@@ -302,17 +306,17 @@ class Ledger:
     def next_due(
         self, *, now: float, horizon_seconds: float, except_keys: Iterable[str] = (), except_flows: Iterable[str] = ()
     ) -> PendingRun | None:
-        """Return the oldest run to create now (Unix time), but for some, or None.
+        """Return the run to create next at ``now`` (Unix time), but for some, or None: by priority, then the oldest.
 
         A run that is to wait longer than ``horizon_seconds`` is due as well: the clock was set back since.
         """
         # INDEXED BY: in order, the search ends at the first. However many wait, it never reads or sorts them all.
         rows = self._read(
-            "SELECT * FROM runs INDEXED BY runs_in_line "
+            "SELECT * FROM runs INDEXED BY runs_by_priority "
             "WHERE state = 'pending' AND (next_attempt_at <= ? OR next_attempt_at > ?) "
             "AND flow NOT IN (SELECT value FROM json_each(?)) "
             "AND idempotency_key NOT IN (SELECT value FROM json_each(?)) "
-            "ORDER BY study_id, flow LIMIT 1",
+            f"ORDER BY {_PRIORITY} DESC, study_id, flow LIMIT 1",
             *(now, now + horizon_seconds, json.dumps(list(except_flows)), json.dumps(list(except_keys))),
         )
         return _pending_run(rows[0]) if rows else None

@@ -37,7 +37,7 @@ _ACTION: Final = {"action": "trigger"}
 
 
 class Outbox:
-    """Takes pending runs from the ledger, oldest first, and has them created, several at a time.
+    """Takes pending runs from the ledger, by priority and then oldest first, and has them created, several at a time.
 
     A run counts as created only once the ledger says so. Where that entry fails, the run is asked for again under the
     same idempotency key, which gives the same run.
@@ -109,7 +109,7 @@ class Outbox:
         return min([now + LONGEST_WAIT_SECONDS, *ends, *([] if next_due is None else [next_due])])
 
     def _next_run(self, now: float) -> PendingRun | None:
-        """Return the oldest run that may be created now. After a failure, one run at a time tries if it works again."""
+        """Return the run that may be created next. After a failure, one run at a time tries if it works again."""
         with self._changed:
             everything = self._pauses.get(EVERY_FLOW)
             room = _AT_ONCE if everything is None else 1

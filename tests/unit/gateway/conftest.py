@@ -47,13 +47,13 @@ def make_record():
 def make_request():
     """Return a maker of requests with their idempotency keys, as a decision holds them."""
 
-    def make(study_id, name="A", *, key=None):
+    def make(study_id, name="A", *, key=None, priority=3):
         request = RunRequest(
             study_id=study_id,
             study_uri=f"file:///data/studies/{study_id}",
             sender=SENDER,
             received_at=NOW,
-            definition=flow(name, {"Modality": "CT"}),
+            definition=flow(name, {"Modality": "CT"}).model_copy(update={"priority": priority}),
         )
         return request, key or f"{study_id}:{name}:0123"
 

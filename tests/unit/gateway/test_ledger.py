@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -111,13 +112,50 @@ def test_runs_are_handed_out_oldest_first_but_for_flows_that_have_to_wait(ledger
     assert [run.study_id[-4:] for run in due(ledger, except_flows=["A", "gone"])] == ["0001", "0002", "0003"]
 
 
+def test_what_is_urgent_is_handed_out_before_what_has_waited_longer(ledger, make_record, make_request):
+    for number, priorities in (("0001", {"A": 0, "B": 3}), ("0002", {"B": 3, "C": 5}), ("0003", {"A": 0, "C": 5})):
+        record = make_record(number)
+        ledger.add(record)
+        requests = [make_request(record.study_id, name, priority=priority) for name, priority in priorities.items()]
+        ledger.decide(record.study_id, triggered(*requests))
+    assert [(run.study_id[-4:], run.flow) for run in due(ledger)] == [
+        *(("0002", "C"), ("0003", "C")),
+        *(("0001", "B"), ("0002", "B")),
+        *(("0001", "A"), ("0003", "A")),
+    ]
+
+
+def test_a_request_of_another_version_is_the_last_in_line(ledger, make_record, make_request, tmp_path):
+    for number, name in (("0001", "A"), ("0002", "B")):
+        record = make_record(number)
+        ledger.add(record)
+        ledger.decide(record.study_id, triggered(make_request(record.study_id, name)))
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:
+        connection.execute("UPDATE runs SET request = '{\"study\": 1}' WHERE flow = 'A'")
+    assert [run.flow for run in due(ledger)] == ["B", "A"]
+
+
+def test_a_ledger_of_an_earlier_version_is_taken_over(make_record, make_request, tmp_path):
+    record = make_record()
+    with closing(Ledger(tmp_path / "earlier.sqlite")) as ledger:
+        ledger.add(record)
+        ledger.decide(record.study_id, triggered(make_request(record.study_id)))
+    with closing(sqlite3.connect(tmp_path / "earlier.sqlite")) as connection:
+        connection.executescript(
+            "DROP INDEX runs_by_priority;"
+            "CREATE INDEX runs_in_line ON runs (study_id, flow, next_attempt_at) WHERE state = 'pending';"
+        )
+    with closing(Ledger(tmp_path / "earlier.sqlite")) as ledger:
+        assert [run.study_id for run in due(ledger)] == [record.study_id]
+
+
 def test_the_next_run_is_found_without_looking_at_all_that_wait(ledger):
     plans = []
     ledger._connection.set_trace_callback(plans.append)
     ledger.next_due(now=1000.0, horizon_seconds=30, except_keys=["key"], except_flows=["A"])
     ledger.next_due_at(now=1000.0)
     ledger._connection.set_trace_callback(None)
-    for statement, index in zip(plans, ("runs_in_line", "runs_by_next_attempt"), strict=True):
+    for statement, index in zip(plans, ("runs_by_priority", "runs_by_next_attempt"), strict=True):
         steps = [row["detail"] for row in ledger._read(f"EXPLAIN QUERY PLAN {statement}")]
         assert index in steps[0]
         assert not any("ORDER BY" in step for step in steps)
