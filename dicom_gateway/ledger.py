@@ -312,7 +312,7 @@ class Ledger:
         """
         # INDEXED BY: in order, the search ends at the first. However many wait, it never reads or sorts them all.
         rows = self._read(
-            "SELECT * FROM runs INDEXED BY runs_by_priority "
+            "SELECT * FROM runs INDEXED BY runs_by_priority "  # noqa: S608  # the text is all ours
             "WHERE state = 'pending' AND (next_attempt_at <= ? OR next_attempt_at > ?) "
             "AND flow NOT IN (SELECT value FROM json_each(?)) "
             "AND idempotency_key NOT IN (SELECT value FROM json_each(?)) "

@@ -85,8 +85,8 @@ class PrefectTrigger:
     def _create_together(self, deployment_id: UUID, runs: Sequence[DeploymentFlowRunCreate]) -> Sequence[str | None]:
         """Create the runs; None for each where that did not work out, and each is to be asked for by itself.
 
-        All are made in one transaction. Where one fails in the database, none of them is there, and what Prefect says of
-        the others does not count; nor does an answer that judges all of them tell which one it means.
+        All are made in one transaction. Where one fails in the database, none of them is there, whatever Prefect says
+        of the others; nor does an answer that judges all of them tell which one it means.
         """
         if len(runs) == 1:
             return [self._create(deployment_id, runs[0])]
