@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 GONE_SECONDS: Final = 60.0
 """How long a flow without definition and deployment is waited for. An editor may remove a file to write it anew."""
 
-_AT_ONCE: Final = 16
+AT_ONCE: Final = 16
 """A trigger may make several of one flow in one go, for which they have to be asked for at once."""
 _ACTION: Final = {"action": "trigger"}
 
@@ -60,7 +60,7 @@ class Outbox:
         self._pauses: dict[str, Pause] = {}
         self._woken = False
         self._stopping = False
-        self._pool = ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="outbox")
+        self._pool = ThreadPoolExecutor(max_workers=AT_ONCE, thread_name_prefix="outbox")
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
 
     def start(self) -> None:
@@ -112,7 +112,7 @@ class Outbox:
         """Return the run that may be created next. After a failure, one run at a time tries if it works again."""
         with self._changed:
             everything = self._pauses.get(EVERY_FLOW)
-            room = _AT_ONCE if everything is None else 1
+            room = AT_ONCE if everything is None else 1
             if (everything is not None and everything.lasts(now=now)) or len(self._in_flight) >= room:
                 return None
             in_flight = dict(self._in_flight)
