@@ -24,7 +24,7 @@ from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
-from pynetdicom.pdu_primitives import A_RELEASE
+from pynetdicom.pdu_primitives import A_RELEASE, AsynchronousOperationsWindowNegotiation
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
@@ -317,6 +317,24 @@ def accept_association(
     acceptor.supported_contexts = contexts
     association.requestor.address_info = AddressInformation.from_tuple(connection.getpeername())
     return association
+
+
+def agree_on_window(association: Association, *, most: int) -> int:
+    """Return how many operations at once the requestor may invoke, and have it told, where it proposes several.
+
+    Called once it has asked, and nothing is negotiated yet (``EVT_REQUESTED``). pynetdicom's own event for this
+    answers one, whatever a handler returns; where nobody handles it, it leaves the answer to us. We invoke no more
+    than one operation at a time, so that this is what the requestor may be asked to perform (PS3.7 D.3.3.3).
+    """
+    proposed, _ = association.requestor.asynchronous_operations
+    if proposed == 1:
+        return 1
+    agreed = min(proposed or most, most)
+    item = AsynchronousOperationsWindowNegotiation()
+    item.maximum_number_operations_invoked = agreed
+    item.maximum_number_operations_performed = 1
+    association.acceptor.add_negotiation_item(item)
+    return agreed
 
 
 def transfer_syntaxes(association: Association) -> dict[int, str]:
