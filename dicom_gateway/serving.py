@@ -20,6 +20,7 @@ from pynetdicom.events import Event
 
 from dicom_gateway import handlers
 from dicom_gateway.association_store import AssociationStore
+from dicom_gateway.commitment import STORAGE_COMMITMENT
 from dicom_gateway.commitment_scp import Commitment
 from dicom_gateway.entity import NEGOTIATION_SECONDS, SILENCE_SECONDS, UNFINISHED_SECONDS
 from dicom_gateway.fast_store import FastStore, Patience
@@ -246,6 +247,7 @@ class _Connection:
         association.take(
             make_path=lambda _: self._path(association, store),
             before_release=store.seal,
+            is_more_due=lambda: commitment is not None and commitment.is_waiting,
             after_request=commitment.answer if commitment else lambda: None,
         )
         self._association = association
@@ -274,7 +276,7 @@ class _Connection:
             association.acse.send_reject(rejection.result, rejection.source, rejection.diagnostic)
             # Returns once that was sent, and the connection is closed.
             association.kill()
-        elif self._serving._is_fast:
+        elif self._serving._is_fast and not _proposes(association, STORAGE_COMMITMENT):
             self._window = agree_on_window(association, most=MOST_OUTSTANDING)
 
     def _path(self, association: StoreAssociation, store: AssociationStore) -> FastStore | None:
@@ -314,6 +316,10 @@ def _sender(association: Association) -> Sender:
         host=address.address if address is not None else "",
         port=address.port if address is not None else 0,
     )
+
+
+def _proposes(association: Association, abstract_syntax: str) -> bool:
+    return any(context.abstract_syntax == abstract_syntax for context in association.requestor.requested_contexts)
 
 
 def _called(association: Association) -> str:

@@ -16,6 +16,7 @@ import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom.dimse_primitives import C_ECHO
 
+from dicom_gateway.commitment import STORAGE_COMMITMENT
 from dicom_gateway.receiver import Receiver, ReceiverSettings
 from dicom_gateway.spool import Spool
 from dicom_gateway.windowed_store import MOST_OUTSTANDING
@@ -65,20 +66,33 @@ def make_receiving(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "proposed", "agreed"),
+    ("settings", "contexts", "proposed", "agreed"),
     [
-        ({}, None, (1, 1)),
-        ({}, (1, 1), (1, 1)),
-        ({}, (4, 4), (4, 1)),
-        ({}, (0, 0), (MOST_OUTSTANDING, 1)),
-        ({"durability": "none"}, (0, 1), (MOST_OUTSTANDING, 1)),
-        ({"is_fast": False}, (0, 0), (1, 1)),
+        ({}, CONTEXTS, None, (1, 1)),
+        ({}, CONTEXTS, (1, 1), (1, 1)),
+        ({}, CONTEXTS, (4, 4), (4, 1)),
+        ({}, CONTEXTS, (0, 0), (MOST_OUTSTANDING, 1)),
+        ({"durability": "none"}, CONTEXTS, (0, 1), (MOST_OUTSTANDING, 1)),
+        ({"is_fast": False}, CONTEXTS, (0, 0), (1, 1)),
+        ({}, [*CONTEXTS, (STORAGE_COMMITMENT, ExplicitVRLittleEndian)], (0, 0), (1, 1)),
     ],
 )
-def test_what_is_agreed_on(make_receiving, settings, proposed, agreed):
+def test_what_is_agreed_on(make_receiving, settings, contexts, proposed, agreed):
     receiving = make_receiving(**settings)
-    with association(receiving.port, window=proposed) as opened:
+    with association(receiving.port, contexts=contexts, window=proposed) as opened:
         assert opened.acceptor.asynchronous_operations == agreed
+
+
+def test_however_much_follows_an_echo_without_a_pause_none_of_it_is_kept_in_memory(make_receiving):
+    receiving = make_receiving()
+    # More than a process may have in memory of what pynetdicom reads.
+    datasets = [ct(PixelData=os.urandom(1_000_000)) for _ in range(40)]
+    echo = C_ECHO()
+    echo.MessageID, echo.AffectedSOPClassUID = 100, VERIFICATION
+    requests = [echo, *(store_request(dataset, number) for number, dataset in enumerate(datasets, start=1))]
+    with association(receiving.port, contexts=CONTEXTS, window=(0, 0)) as opened:
+        assert dict(exchange(opened, requests)) == {request.MessageID: 0x0000 for request in requests}
+    assert len(receiving.stored()) == 40
 
 
 @pytest.mark.parametrize("durability", ["instance", "none"])

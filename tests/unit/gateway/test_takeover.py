@@ -94,6 +94,28 @@ def test_neither_thread_misses_the_other_whenever_it_is_interrupted(monkeypatch)
     assert len(looks) == 200
 
 
+def test_the_thread_that_is_held_may_be_let_send_and_may_be_let_read_once():
+    left, right = socket.socketpair()
+    made = association.Association(AE(), MODE_ACCEPTOR)
+    held = HeldSocket(made, connection=left, received=b"", pdu_seconds=5, most_message_bytes=None)
+    looks = []
+    thread = threading.Thread(target=lambda: [looks.append(held.ready) for _ in range(3)], daemon=True)
+    try:
+        right.sendall(b"x")
+        held.hold()
+        thread.start()
+        for let, expected in ((held.let_send, [False]), (held.let_read, [False, True])):
+            assert held.is_held(timeout_seconds=5)
+            let()
+            assert held.is_held(timeout_seconds=5)
+            assert looks == expected
+    finally:
+        held.let()
+        thread.join(5)
+        left.close()
+        right.close()
+
+
 def requested(*proposed):
     """Return an association whose requestor has proposed a window, or none."""
     made = association.Association(AE(), MODE_ACCEPTOR)
