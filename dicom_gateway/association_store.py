@@ -123,6 +123,16 @@ class ArrivingInstance:
             except Exception as error:  # noqa: BLE001  # a status is all that may leave, see ``refused``
                 self._fail(error)
 
+    def end(self) -> None:
+        """Take note that it has come whole, where ``make_whole`` and ``finish`` follow for several at once."""
+        if self._incoming is not None:
+            self._try(self._incoming.end)
+
+    def make_whole(self) -> None:
+        """Have it on the disk, but for what ``finish`` adds."""
+        if self._incoming is not None:
+            self._try(self._incoming.make_whole)
+
     def finish(self) -> int:
         """Have the instance kept, and return the status to answer with."""
         incoming, self._incoming = self._incoming, None
@@ -139,6 +149,12 @@ class ArrivingInstance:
         if self._incoming is not None:
             self._incoming.discard()
             self._incoming = None
+
+    def _try(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001  # a status is all that may leave, see ``refused``
+            self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         self.abandon()

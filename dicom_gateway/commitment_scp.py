@@ -79,6 +79,11 @@ class AssociationCommitment:
         self._message_id = 0
         association.bind(evt.EVT_N_ACTION, self._on_action)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anything was asked for that is not reported on."""
+        return bool(self._waiting)
+
     def answer(self) -> None:
         """Report on what was asked for, as far as the peer is still there to listen."""
         while self._waiting and not self._association.is_leaving:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import os
 import stat
@@ -21,6 +23,13 @@ _FS_IOC_GETFLAGS: Final = 0x80086601
 _FS_IOC_SETFLAGS: Final = 0x40086602
 _FS_TOPDIR_FL: Final = 0x00020000
 _FLAGS: Final = struct.Struct("@l")
+# sync_file_range(2); waiting and writing at once makes sure that what was written on the way is waited for.
+_WAIT_BEFORE: Final = 1
+_WRITE: Final = 2
+_WAIT_AFTER: Final = 4
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_sync_file_range: Final = _libc.sync_file_range
+_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _SYNC_NAMES_WITH_FILES: Final = frozenset({"ext4", "xfs", "btrfs"})
 """Their fsync writes out the change that made the file, and the folder's new entry is part of the same change."""
 
@@ -32,6 +41,27 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def begin_to_write(descriptor: int) -> None:
+    """Have the disk begin to write the content of an open file. Raises ``OSError``. Nothing is durable by that."""
+    _write_out(descriptor, _WRITE)
+
+
+def wait_until_written(descriptor: int) -> None:
+    """Return once the content of an open file has been written. Raises ``OSError``, which a later fsync may not.
+
+    Nothing is durable by that: the file system's own notes on where the content lies are not written.
+    """
+    _write_out(descriptor, _WAIT_BEFORE | _WRITE | _WAIT_AFTER)
+
+
+def _write_out(descriptor: int, flags: int) -> None:
+    if _sync_file_range(descriptor, 0, 0, flags) != 0:
+        number = ctypes.get_errno()
+        # Where it is not known, the sync that follows does all the work.
+        if number != errno.ENOSYS:
+            raise OSError(number, os.strerror(number))
 
 
 def syncs_names_with_files(folder: int) -> bool:

@@ -60,8 +60,16 @@ class Instance(Protocol):
         """Take the next fragment; the memory is used again afterwards."""
         ...
 
+    def end(self) -> None:
+        """Take note that its end has come. For several at once: this of each as it ends, then the next of all, …"""
+        ...
+
+    def make_whole(self) -> None:
+        """… do what may be done before ``finish``, the next."""
+        ...
+
     def finish(self) -> int:
-        """Return the status that the request is answered with."""
+        """Return the status that the request is answered with; the others need not have been called before."""
         ...
 
     def abandon(self) -> None:
@@ -126,7 +134,7 @@ class FastStore:
                     return Ending.OTHER, self._rest()
                 self._start += _PDU_HEADER_BYTES
                 self._serve_pdu(length)
-        except _LeftError as left:
+        except LeftError as left:
             return left.ending, left.rest
         finally:
             if self._instance is not None:
@@ -141,13 +149,13 @@ class FastStore:
             self._size_bytes = 0
         while True:
             if length < _PDV_HEADER_BYTES:
-                raise _LeftError(Ending.INVALID)
+                raise LeftError(Ending.INVALID)
             if self._end - self._start < _PDV_HEADER_BYTES:
                 self._need(_PDV_HEADER_BYTES, deadline=self._deadline)
             pdv_length, context_id, control = _PDV_HEADER(self._buffer, self._start)
             content_length = pdv_length - 2
             if content_length < 0 or content_length > length - _PDV_HEADER_BYTES or context_id not in self._contexts:
-                raise _LeftError(Ending.INVALID)
+                raise LeftError(Ending.INVALID)
             self._start += _PDV_HEADER_BYTES
             length -= _PDV_HEADER_BYTES + content_length
             if control & _IS_COMMAND:
@@ -155,7 +163,7 @@ class FastStore:
                 if control & _IS_LAST:
                     self._begin_message(rest_of_pdu_bytes=length)
             elif self._request is None or context_id != self._context_id:
-                raise _LeftError(Ending.INVALID)
+                raise LeftError(Ending.INVALID)
             else:
                 self._size_bytes += content_length
                 self._take_data(content_length)
@@ -167,7 +175,7 @@ class FastStore:
     def _take_command(self, length: int, context_id: int) -> None:
         is_out_of_place = self._request is not None or (self._command and context_id != self._context_id)
         if is_out_of_place or len(self._command) + length > LONGEST_COMMAND_BYTES:
-            raise _LeftError(Ending.INVALID)
+            raise LeftError(Ending.INVALID)
         self._need(length, deadline=self._deadline)
         self._command += self._view[self._start : self._start + length]
         self._context_id = context_id
@@ -182,7 +190,7 @@ class FastStore:
             )
             if rest_of_pdu_bytes:
                 again += _PDU_HEADER_OF(_P_DATA, rest_of_pdu_bytes)
-            raise _LeftError(Ending.OTHER, again + self._rest())
+            raise LeftError(Ending.OTHER, again + self._rest())
         self._instance = self._begin(self._request, self._context_id)
 
     def _take_data(self, length: int) -> None:
@@ -198,15 +206,18 @@ class FastStore:
     def _end_message(self) -> None:
         assert self._request is not None
         assert self._instance is not None
-        instance, self._instance = self._instance, None
+        request, instance = self._request, self._instance
+        self._command, self._request, self._instance = b"", None, None
         status = instance.finish()
-        response = store_response(self._request, context_id=self._context_id, status=status)
-        self._command, self._request = b"", None
+        response = store_response(request, context_id=self._context_id, status=status)
+        self._answer(response, status=status, size_bytes=self._size_bytes, began=self._began)
+
+    def _answer(self, response: bytes, *, status: int, size_bytes: int, began: float) -> None:
         try:
             self._connection.sendall(response)
         except OSError:
-            raise _LeftError(Ending.CLOSED) from None
-        self._answered(status, self._size_bytes, time.monotonic() - self._began)
+            raise LeftError(Ending.CLOSED) from None
+        self._answered(status, size_bytes, time.monotonic() - began)
 
     def _rest(self) -> bytes:
         return bytes(self._view[self._start : self._end])
@@ -232,16 +243,16 @@ class FastStore:
                 now = time.monotonic()
                 began = began or now
                 if self._is_ended():
-                    raise _LeftError(Ending.CLOSED) from None
+                    raise LeftError(Ending.CLOSED) from None
                 if now > (deadline or began + self._patience.between_messages_seconds):
-                    raise _LeftError(Ending.SILENT) from None
+                    raise LeftError(Ending.SILENT) from None
                 continue
             except OSError:
-                raise _LeftError(Ending.CLOSED) from None
+                raise LeftError(Ending.CLOSED) from None
             if count == 0:
-                raise _LeftError(Ending.CLOSED)
+                raise LeftError(Ending.CLOSED)
             if deadline is not None and time.monotonic() > deadline:
-                raise _LeftError(Ending.SILENT)
+                raise LeftError(Ending.SILENT)
             self._end += count
             if deadline is not None:
                 # Time is granted for what has come, not for what a header says is to come.
@@ -249,7 +260,7 @@ class FastStore:
             return
 
 
-class _LeftError(Exception):
+class LeftError(Exception):
     """The path is left, from somewhere within it."""
 
     def __init__(self, ending: Ending, rest: bytes = b"") -> None:

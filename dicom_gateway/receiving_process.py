@@ -91,6 +91,7 @@ def main(descriptor: int) -> None:
         peers=settings.peers,
         tls=server_context(settings.tls) if settings.tls is not None else None,
         is_fast=settings.is_fast,
+        is_synced=settings.durability == "instance",
         tally=tally,
         commitment=_commitment(settings),
     )

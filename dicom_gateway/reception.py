@@ -192,7 +192,10 @@ class Reception:
 
 
 class IncomingInstance:
-    """One instance that is being written. Ends with ``commit`` or ``discard``."""
+    """One instance that is being written. Ends with ``commit`` or ``discard``.
+
+    Several of a reception may be open at once, but not two of one UID: the later one may be held against the earlier.
+    """
 
     def __init__(
         self,
@@ -219,6 +222,7 @@ class IncomingInstance:
         self._is_synced = is_synced
         self._name_needs_sync = name_needs_sync
         self._study_instance_uid = study_instance_uid
+        self._is_checked = self._is_whole = False
         self.size_bytes = 0
         """How much of the data set has been written."""
 
@@ -241,28 +245,53 @@ class IncomingInstance:
             raise _full(error) from error
         self.size_bytes += len(fragment)
 
+    def end(self) -> None:
+        """Check it now that it has come whole, and have the disk begin to write it. Raises as ``commit`` does.
+
+        This and ``make_whole`` are for whoever commits several: each of them is done to all before the next, and the
+        disk takes all their syncs as one.
+        """
+        try:
+            self._check_all()
+            if self._is_synced:
+                durable_files.begin_to_write(self._descriptor)
+        except (OSError, InstanceRefusedError) as error:
+            raise self._failed(error) from error
+        self._is_checked = True
+
+    def make_whole(self) -> None:
+        """Have its mode say that it is whole, once its content is on the disk. Raises as ``commit`` does.
+
+        Left to ``commit`` where the file system has no journal known to us: there the mode of one file may come to the
+        disk with another one's sync, and where its content lies may not.
+        """
+        if self._is_synced and self._name_needs_sync:
+            return
+        try:
+            if self._is_synced:
+                durable_files.wait_until_written(self._descriptor)
+            os.fchmod(self._descriptor, durable_files.SHARED_FILE)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._is_whole = True
+
     def commit(self) -> None:
         """Have it kept. Raises ``InstanceRefusedError`` or ``SpoolFullError``, and then nothing of it is left.
 
         When files are synced, the whole data set is checked before; else only that its UID is that of the command.
         """
         try:
-            if self._is_synced or self._study_instance_uid is not None or not self._has_its_uid():
-                self._check()
-            if self._must_not_differ:
-                self._check_against_the_first()
-            os.fchmod(self._descriptor, durable_files.SHARED_FILE)
+            if not self._is_checked:
+                self._check_all()
+            if not self._is_whole:
+                os.fchmod(self._descriptor, durable_files.SHARED_FILE)
             if self._is_synced:
                 # Not fdatasync: that may leave the mode behind, by which a whole instance is known.
                 os.fsync(self._descriptor)
                 if self._name_needs_sync:
                     os.fsync(self._folder)
-        except OSError as error:
-            self.discard()
-            raise _full(error) from error
-        except InstanceRefusedError:
-            self.discard()
-            raise
+        except (OSError, InstanceRefusedError) as error:
+            raise self._failed(error) from error
         self._close()
 
     def discard(self) -> None:
@@ -272,6 +301,10 @@ class IncomingInstance:
             # A name that stays is that of a half instance, which nobody reads.
             with suppress(OSError):
                 os.unlink(self._name, dir_fd=self._folder)
+
+    def _failed(self, error: OSError | InstanceRefusedError) -> InstanceRefusedError | SpoolFullError:
+        self.discard()
+        return _full(error) if isinstance(error, OSError) else error
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
@@ -289,6 +322,12 @@ class IncomingInstance:
         else:
             element = b"\x08\0\x18\0UI" + length.to_bytes(2, "little")
         return self._first.find(element + value, 0, _UID_STANDS_WITHIN_BYTES) >= 0
+
+    def _check_all(self) -> None:
+        if self._is_synced or self._study_instance_uid is not None or not self._has_its_uid():
+            self._check()
+        if self._must_not_differ:
+            self._check_against_the_first()
 
     def _check(self) -> None:
         if not self.size_bytes:

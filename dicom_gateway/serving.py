@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final, Protocol
 
 from pynetdicom import evt
@@ -19,13 +20,15 @@ from pynetdicom.events import Event
 
 from dicom_gateway import handlers
 from dicom_gateway.association_store import AssociationStore
+from dicom_gateway.commitment import STORAGE_COMMITMENT
 from dicom_gateway.commitment_scp import Commitment
 from dicom_gateway.entity import NEGOTIATION_SECONDS, SILENCE_SECONDS, UNFINISHED_SECONDS
 from dicom_gateway.fast_store import FastStore, Patience
 from dicom_gateway.peers import PeerRules, Rejection
 from dicom_gateway.reception import Reception
-from dicom_gateway.takeover import StoreAssociation, accept_association, transfer_syntaxes
+from dicom_gateway.takeover import StoreAssociation, accept_association, agree_on_window, transfer_syntaxes
 from dicom_gateway.tally import Tally
+from dicom_gateway.windowed_store import MOST_OUTSTANDING, WindowedStore
 from flows_engine.handoff.run_request import Sender
 
 _log = logging.getLogger(__name__)
@@ -55,7 +58,10 @@ class Receptions(Protocol):
 
 
 class Serving:
-    """Serves connections, each in a thread of its own. Without ``is_fast``, pynetdicom receives the objects itself."""
+    """Serves connections, each in a thread of its own. Without ``is_fast``, pynetdicom receives the objects itself.
+
+    With ``is_synced``, each instance is on the disk before it is answered; it pays then to see to several at once.
+    """
 
     def __init__(
         self,
@@ -65,6 +71,7 @@ class Serving:
         peers: PeerRules | None = None,
         tls: ssl.SSLContext | None = None,
         is_fast: bool = True,
+        is_synced: bool = True,
         tally: Tally | None = None,
         commitment: Commitment | None = None,
     ) -> None:
@@ -74,6 +81,7 @@ class Serving:
         self._receptions = receptions
         self._tls = tls
         self._is_fast = is_fast
+        self._is_synced = is_synced
         self._tally = tally or Tally()
         self._commitment = commitment
         self._lock = threading.Lock()
@@ -148,6 +156,7 @@ class _Connection:
         self._connection = connection
         self._is_secure = is_secure
         self._association: StoreAssociation | None = None
+        self._window = 1
 
     def run(self) -> None:
         """Serve it to its end."""
@@ -238,6 +247,7 @@ class _Connection:
         association.take(
             make_path=lambda _: self._path(association, store),
             before_release=store.seal,
+            is_more_due=lambda: commitment is not None and commitment.is_waiting,
             after_request=commitment.answer if commitment else lambda: None,
         )
         self._association = association
@@ -266,13 +276,18 @@ class _Connection:
             association.acse.send_reject(rejection.result, rejection.source, rejection.diagnostic)
             # Returns once that was sent, and the connection is closed.
             association.kill()
+        elif self._serving._is_fast and not _proposes(association, STORAGE_COMMITMENT):
+            self._window = agree_on_window(association, most=MOST_OUTSTANDING)
 
     def _path(self, association: StoreAssociation, store: AssociationStore) -> FastStore | None:
         store.transfer_syntaxes = transfer_syntaxes(association)
         self._serving._tally.accepted()
         if not self._serving._is_fast:
             return None
-        return FastStore(
+        make: Callable[..., FastStore] = FastStore
+        if self._window > 1 and self._serving._is_synced:
+            make = partial(WindowedStore, window=self._window)
+        return make(
             self._connection,
             contexts=store.transfer_syntaxes,
             begin=store.begin,
@@ -301,6 +316,10 @@ def _sender(association: Association) -> Sender:
         host=address.address if address is not None else "",
         port=address.port if address is not None else 0,
     )
+
+
+def _proposes(association: Association, abstract_syntax: str) -> bool:
+    return any(context.abstract_syntax == abstract_syntax for context in association.requestor.requested_contexts)
 
 
 def _called(association: Association) -> str:

@@ -24,7 +24,7 @@ from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
-from pynetdicom.pdu_primitives import A_RELEASE
+from pynetdicom.pdu_primitives import A_RELEASE, AsynchronousOperationsWindowNegotiation
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
@@ -70,6 +70,7 @@ class HeldSocket(AssociationSocket):
         self._turn = 0
         self._held_in_turn = -1
         self._is_wanted = False
+        self._may_read = True
 
     def hold(self) -> None:
         """Ask the DUL thread to stop before it reads again. It does so once it has nothing else to do."""
@@ -83,9 +84,23 @@ class HeldSocket(AssociationSocket):
 
     def let(self, received: bytes = b"") -> None:
         """Let the DUL thread go on, with ``received`` as the first that it reads."""
+        self._begin_turn(received, is_wanted=False, may_read=True)
+
+    def let_read(self, received: bytes = b"") -> None:
+        """Let it read one PDU, if there is one, and do all that follows from that; it is held again then.
+
+        Only while it is held. A peer that sends without a pause would have it read on and on otherwise.
+        """
+        self._begin_turn(received, is_wanted=True, may_read=True)
+
+    def let_send(self) -> None:
+        """Let it send what there is to send, and read nothing; it is held again then."""
+        self._begin_turn(b"", is_wanted=True, may_read=False)
+
+    def _begin_turn(self, received: bytes, *, is_wanted: bool, may_read: bool) -> None:
         with self._turns:
             self._received += received
-            self._is_wanted = False
+            self._is_wanted, self._may_read = is_wanted, may_read
             self._turn += 1
             self._turns.notify_all()
 
@@ -110,6 +125,8 @@ class HeldSocket(AssociationSocket):
                 turn = self._held_in_turn = self._turn
                 self._turns.notify_all()
                 self._turns.wait_for(lambda: self._turn != turn)
+                if not self._may_read:
+                    return False
         if self.socket is None or not self._is_connected:
             return False
         try:
@@ -160,6 +177,7 @@ class StoreAssociation(Association):
     _path: StorePath | None = None
     _before_release: Callable[[], bool]
     _make_path: Callable[[Association], StorePath | None]
+    _is_more_due: Callable[[], bool]
     _after_request: Callable[[], None]
 
     def take(
@@ -167,15 +185,18 @@ class StoreAssociation(Association):
         *,
         make_path: Callable[[Association], StorePath | None],
         before_release: Callable[[], bool],
+        is_more_due: Callable[[], bool] = lambda: False,
         after_request: Callable[[], None] = lambda: None,
     ) -> None:
         """Set what serves the C-STOREs once the association is established; without a path, pynetdicom does.
 
         ``before_release`` is called before a release is answered; where it is False, the association is aborted.
-        ``after_request`` is called after the response to anything that is no C-STORE, and may ``ask``.
+        ``after_request`` is called after the response to anything that is no C-STORE, if ``is_more_due`` then, and may
+        ``ask``. What comes meanwhile is pynetdicom's.
         """
         self._make_path = make_path
         self._before_release = before_release
+        self._is_more_due = is_more_due
         self._after_request = after_request
 
     @property
@@ -233,8 +254,9 @@ class StoreAssociation(Association):
             else:
                 ending, received = path.serve(transport.taken())
                 self.dul._idle_timer.restart()
-                transport.let(received)
+                transport.let_read(received)
             if ending in (Ending.SILENT, Ending.INVALID):
+                transport.let()
                 self.abort()
                 self.kill()
                 return
@@ -254,9 +276,12 @@ class StoreAssociation(Association):
             context_id, message = self.dimse.get_msg(block=False)
             if message is not None:
                 self._serve_request(message, context_id or 0)
-                transport.let()
-                self._after_request()
-                transport.hold()
+                if self._is_more_due():
+                    transport.let()
+                    self._after_request()
+                    transport.hold()
+                else:
+                    transport.let_send()
                 continue
             if self._kill or not self.dul.is_alive() or self.dul.peek_next_pdu() is not None:
                 transport.let()
@@ -265,9 +290,8 @@ class StoreAssociation(Association):
                 continue
             if self._is_quiet():
                 return True
-            # Something came between its last look and its stop.
-            transport.let()
-            transport.hold()
+            # Something came between its last look and its stop, or more belongs to it.
+            transport.let_read()
 
     def _is_quiet(self) -> bool:
         """Whether nothing is under way in pynetdicom's hands. Only while the DUL thread is held."""
@@ -317,6 +341,24 @@ def accept_association(
     acceptor.supported_contexts = contexts
     association.requestor.address_info = AddressInformation.from_tuple(connection.getpeername())
     return association
+
+
+def agree_on_window(association: Association, *, most: int) -> int:
+    """Return how many operations at once the requestor may invoke, and have it told, where it proposes several.
+
+    Called once it has asked, and nothing is negotiated yet (``EVT_REQUESTED``). pynetdicom's own event for this
+    answers one, whatever a handler returns; where nobody handles it, it leaves the answer to us. We invoke no more
+    than one operation at a time, so that this is what the requestor may be asked to perform (PS3.7 D.3.3.3).
+    """
+    proposed, _ = association.requestor.asynchronous_operations
+    if proposed == 1:
+        return 1
+    agreed = min(proposed or most, most)
+    item = AsynchronousOperationsWindowNegotiation()
+    item.maximum_number_operations_invoked = agreed
+    item.maximum_number_operations_performed = 1
+    association.acceptor.add_negotiation_item(item)
+    return agreed
 
 
 def transfer_syntaxes(association: Association) -> dict[int, str]:

@@ -19,6 +19,8 @@ from dicom_gateway.ledger import Ledger
 from dicom_gateway.wiring import open_ledger
 from flows_engine.handoff.study_store import StudyStore
 from tests.fakes.instances import as_file, ct, received
+from tests.fakes.pipelining_scu import answers as answers_of
+from tests.fakes.pipelining_scu import prepared
 from tests.fakes.store_scu import association, send
 from tests.services import wait_until
 
@@ -112,6 +114,13 @@ def send_by_association(port: int, instances: list[Sent], answers: dict[str, int
         for one in instances:
             answers[one.uid] = None
             answers[one.uid] = send(opened, one.dataset())
+
+
+def send_in_a_window(port: int, instances: list[Sent], answers: dict[str, int | None]) -> None:
+    study = prepared(*(one.dataset() for one in instances))
+    answers |= dict.fromkeys((one.uid for one in instances), None)
+    for place, status in answers_of(port, study):
+        answers[instances[place].uid] = status
 
 
 @contextlib.contextmanager

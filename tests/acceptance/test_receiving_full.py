@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.acceptance.receiving import Senders, Sent, assert_all_is_accounted_for, settled
+from tests.acceptance.receiving import Senders, Sent, assert_all_is_accounted_for, send_in_a_window, settled
 from tests.fakes.stow_client import TOKEN, body, dicom_file, post
 from tests.integration.mortal_gateway import MortalGateway
 from tests.services import unused_port, wait_until
@@ -156,7 +156,7 @@ def one_round(disk: Path, runs: Path, *, draw: random.Random, seed: int) -> str:
             port=ports["ae_port"],
             draw=random.Random(seed),
             pixel_bytes=(SMALL_BYTES, SMALL_BYTES, CT_BYTES),
-            ways=[sender_over_http(ports["stow_port"])],
+            ways=[sender_over_http(ports["stow_port"]), send_in_a_window],
         )
         with senders:
             for _ in range(FILLINGS):

@@ -15,7 +15,7 @@ from collections import Counter
 
 import pytest
 
-from tests.acceptance.receiving import Senders, assert_all_is_accounted_for, settled
+from tests.acceptance.receiving import Senders, assert_all_is_accounted_for, send_in_a_window, settled
 from tests.integration.mortal_gateway import MortalGateway
 from tests.services import unused_port
 
@@ -32,7 +32,8 @@ def test_what_was_acknowledged_is_stored_and_triggered_once(tmp_path, group_by):
     settings["ae_port"] = unused_port()
     gateway = MortalGateway(tmp_path, durability=DURABILITIES[0], **settings)
     try:
-        with Senders(3, port=settings["ae_port"], draw=random.Random(SEED)) as senders:
+        senders = Senders(4, port=settings["ae_port"], draw=random.Random(SEED), ways=[send_in_a_window])
+        with senders:
             for number in range(ROUNDS):
                 time.sleep(draw.uniform(0.05, 1.0))  # the moment of the kill is what this test draws by chance
                 receivers = gateway.receivers()

@@ -1,8 +1,9 @@
 """Files a second into the gateway beside DCMTK and Orthanc, in one run: ``python -m tests.benchmarks.ingest``.
 
 The rounds of all receivers alternate, so that what disturbs the machine disturbs all. The sender is a raw one
-(``raw_sender``), with a process an association. TCP_NODELAY=1 for everyone. Promises differ: storescp never syncs,
-Orthanc does or does not, the gateway does as ``DURABILITY`` says; like is compared with like in the ratios.
+(``raw_sender``), with a process an association. TCP_NODELAY=1 for everyone. It waits for each answer, but where a row
+says ``window``: there it proposes that any number may be on their way (PS3.7 D.3.3.3). Promises differ: storescp never
+syncs, Orthanc does or does not, the gateway does as ``DURABILITY`` says; like is compared with like in the ratios.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from tests.services import running, unused_port, wait_until
 _AE_TITLE = "STORESCP"
 _LOADS = (("CT 0.5 MB", 512, 200), ("MR 10 KB", 64, 500))
 _ASSOCIATIONS = (1, 8)
+_NO_LIMIT = 0
 _GATEWAYS = {f"gateway, {durability}": durability for durability in ("instance", "association", "none")}
+_WINDOW = "gateway, instance, window"
 _DCMTK, _DCMTK_TUNED = "storescp --fork", "storescp --fork +B -pdu 131072"
 _ORTHANC, _ORTHANC_SYNC = "Orthanc, no sync", "Orthanc, sync"
 _RATIOS = (
@@ -40,6 +43,9 @@ _RATIOS = (
     ("gateway, association", _DCMTK_TUNED),
     ("gateway, instance", _DCMTK),
     ("gateway, instance", _ORTHANC_SYNC),
+    (_WINDOW, "gateway, instance"),
+    (_WINDOW, _DCMTK),
+    (_WINDOW, _ORTHANC_SYNC),
 )
 
 
@@ -50,6 +56,8 @@ class Peer:
     port: int
     process: psutil.Process
     store: Path
+    window: int = 1
+    """What the sender proposes to it."""
     rates: list[float] = field(default_factory=list)
     cpu_ms: list[float] = field(default_factory=list)
     peak_bytes: int = 0
@@ -72,11 +80,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--files", type=int, help="how many an association sends, in place of those of each load")
     parser.add_argument("--only", nargs="*", help="receivers whose names contain one of these")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dicomflow-bench-") as temporary, ExitStack() as stack:
         folder = Path(temporary)
-        studies = {name: _study(folder / f"in-{edge}", edge, count) for name, edge, count in _LOADS}
+        studies = {name: _study(folder / f"in-{edge}", edge, arguments.files or count) for name, edge, count in _LOADS}
         peers = {
             name: stack.enter_context(start(folder / f"peer-{number}"))
             for number, (name, start) in enumerate(_receivers().items())
@@ -94,6 +103,7 @@ def _receivers() -> dict[str, Callable]:
         name: lambda folder, durability=durability: _gateway(folder, durability)
         for name, durability in _GATEWAYS.items()
     }
+    receivers[_WINDOW] = lambda folder: _gateway(folder, "instance", window=_NO_LIMIT)
     receivers[_DCMTK] = _storescp
     receivers[_DCMTK_TUNED] = lambda folder: _storescp(folder, "+B", "-pdu", "131072")
     if shutil.which("Orthanc"):
@@ -126,6 +136,7 @@ def _measure(peers: dict[str, Peer], study: PreparedStudy, associations: int, ro
                 called_ae_title=_AE_TITLE,
                 associations=associations,
                 round_number=round_number,
+                window=peer.window,
             )
             peer.peak_bytes = max(peer.peak_bytes, peer.memory_bytes())
             _wait_until_idle(peer)
@@ -164,7 +175,7 @@ def _print_ratio(title: str, ours: Sequence[float], theirs: Sequence[float]) -> 
 
 
 @contextmanager
-def _gateway(folder: Path, durability: str) -> Iterator[Peer]:
+def _gateway(folder: Path, durability: str, *, window: int = 1) -> Iterator[Peer]:
     """Run the real gateway with no flow to trigger and no Prefect to reach: receiving must not need either."""
     flows = folder / "flows"
     flows.mkdir(parents=True)
@@ -180,6 +191,7 @@ def _gateway(folder: Path, durability: str) -> Iterator[Peer]:
     }
     command = [sys.executable, "-m", "deployments.cli", "gateway"]
     with _peer(command, folder, port, environment) as peer:
+        peer.window = window
         yield peer
 
 

@@ -1,7 +1,8 @@
 """A C-STORE sender that only writes prepared bytes: what is measured is the receiver, and not the sender.
 
 Each association is a process of its own; all PDUs of all instances are made before the clock starts (PS3.8 9.3, PS3.7
-9.3.1). One presentation context, instances one after another.
+9.3.1). One presentation context, instances one after another; or, where a receiver agrees on a window of asynchronous
+operations, as many of them on their way at once (PS3.7 D.3.3.3).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _CONTEXT_ID = 1
 _APPLICATION_CONTEXT = b"1.2.840.10008.3.1.1.1"
 _ASSOCIATE_RQ, _ASSOCIATE_AC, _P_DATA, _RELEASE_RQ, _RELEASE_RP = 0x01, 0x02, 0x04, 0x05, 0x06
 _LARGEST_PDU_BYTES = 1 << 20
+_NO_LIMIT = 0xFFFF
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ def prepare(files: Sequence[Path]) -> PreparedStudy:
         header = pydicom.dcmread(path, stop_before_pixels=True)
         content = path.read_bytes()
         meta_length = int.from_bytes(content[140:144], "little")  # (0002,0000), PS3.10 7.1
-        command = _store_request(str(header.SOPClassUID), str(header.SOPInstanceUID), len(instances) + 1)
+        command = store_request(str(header.SOPClassUID), str(header.SOPInstanceUID), len(instances) + 1)
         uid = str(header.SOPInstanceUID).encode()
         data_set = content[144 + meta_length :]
         instances.append(PreparedInstance(sop_instance_uid=uid, command=command, data_set=data_set))
@@ -61,24 +63,41 @@ def prepare(files: Sequence[Path]) -> PreparedStudy:
 
 
 class Association:
-    """An open association. Raises ``RuntimeError`` for any answer that is not the good one."""
+    """An open association. Raises ``RuntimeError`` for any answer that is not the good one.
 
-    def __init__(self, study: PreparedStudy, *, port: int, called_ae_title: str) -> None:
+    It proposes a ``window``, and keeps to what is agreed.
+    """
+
+    def __init__(self, study: PreparedStudy, *, port: int, called_ae_title: str, window: int = 1) -> None:
         self._connection = socket.create_connection(("127.0.0.1", port))
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection.sendall(_associate_request(study, called_ae_title))
+        self._connection.sendall(_associate_request(study, called_ae_title, window))
         kind, answer = self._read_pdu()
         if kind != _ASSOCIATE_AC:
             raise RuntimeError(f"the association was not accepted: PDU type {kind}")
+        agreed = _sub_item(answer, 0x53)
+        self.window = (int.from_bytes(agreed[:2], "big") or _NO_LIMIT) if agreed else 1
         self.fragment_bytes = min(_max_pdu_bytes(answer) or _LARGEST_PDU_BYTES, _LARGEST_PDU_BYTES) - 6
 
     def send(self, messages: Sequence[bytes]) -> None:
-        """Send messages of ``encode``, each after the answer to the one before."""
+        """Send messages of ``encode``."""
+        for message_id, status in self.answers(messages):
+            if status != 0:
+                raise RuntimeError(f"instance {message_id} was not stored: 0x{status:04X}")
+
+    def answers(self, messages: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+        """Send messages, with no more of them unanswered than the window allows; yield Message ID and status of each
+        answer as it comes.
+        """
+        unanswered = 0
         for message in messages:
+            if unanswered == self.window:
+                yield self._read_answer()
+                unanswered -= 1
             self._connection.sendall(message)
-            kind, answer = self._read_pdu()
-            if kind != _P_DATA or _status(answer) != 0:
-                raise RuntimeError(f"an instance was not stored: PDU type {kind}, {answer[-16:].hex()}")
+            unanswered += 1
+        for _ in range(unanswered):
+            yield self._read_answer()
 
     def release(self) -> None:
         """Release, and return when that is answered."""
@@ -87,6 +106,16 @@ class Association:
         if kind != _RELEASE_RP:
             raise RuntimeError(f"the release was not answered: PDU type {kind}")
         self._connection.close()
+
+    def close(self) -> None:
+        """Close the connection, without a word."""
+        self._connection.close()
+
+    def _read_answer(self) -> tuple[int, int]:
+        kind, answer = self._read_pdu()
+        if kind != _P_DATA:
+            raise RuntimeError(f"an instance was not answered: PDU type {kind}, {answer[-16:].hex()}")
+        return _number(answer, 0x0120), _status(answer)
 
     def _read_pdu(self) -> tuple[int, bytes]:
         kind, _, length = struct.unpack(">BBI", self._read(6))
@@ -115,7 +144,22 @@ def encode(study: PreparedStudy, fragment_bytes: int) -> list[bytes]:
     ]
 
 
-def send(study: PreparedStudy, *, port: int, called_ae_title: str, associations: int, round_number: int = 0) -> float:
+def store_request(sop_class_uid: str, sop_instance_uid: str, message_id: int) -> bytes:
+    """Return the command of a C-STORE-RQ (PS3.7 9.3.1.1)."""
+    elements = _uid(0x0002, sop_class_uid) + _us(0x0100, 0x0001) + _us(0x0110, message_id % 65536) + _us(0x0700, 0)
+    elements += _us(0x0800, 0x0001) + _uid(0x1000, sop_instance_uid)
+    return struct.pack("<HHII", 0, 0, 4, len(elements)) + elements
+
+
+def send(
+    study: PreparedStudy,
+    *,
+    port: int,
+    called_ae_title: str,
+    associations: int,
+    round_number: int = 0,
+    window: int = 1,
+) -> float:
     """Send a study over each of ``associations`` side by side; return the seconds from first byte to last release.
 
     Each association of each round sends instances with UIDs of their own, as different studies have.
@@ -131,7 +175,7 @@ def send(study: PreparedStudy, *, port: int, called_ae_title: str, associations:
             messages = encode(own, probe.fragment_bytes)
             probe.release()
             barrier.wait(timeout=120)
-            association = Association(own, port=port, called_ae_title=called_ae_title)
+            association = Association(own, port=port, called_ae_title=called_ae_title, window=window)
             association.send(messages)
             association.release()
         except BaseException as error:
@@ -168,9 +212,11 @@ def _with_own_uids(study: PreparedStudy, *, digits: bytes) -> PreparedStudy:
     return replace(study, instances=tuple(instances))
 
 
-def _associate_request(study: PreparedStudy, called_ae_title: str) -> bytes:
+def _associate_request(study: PreparedStudy, called_ae_title: str, window: int) -> bytes:
     context = _item(0x30, study.sop_class_uid.encode()) + _item(0x40, study.transfer_syntax_uid.encode())
     user = _item(0x51, struct.pack(">I", 1 << 20)) + _item(0x52, b"1.2.826.0.1.3680043.8.498.1")
+    if window != 1:
+        user += _item(0x53, struct.pack(">HH", window, 1))
     body = struct.pack(">HH16s16s32x", 1, 0, called_ae_title.ljust(16).encode(), b"BENCHMARK".ljust(16))
     body += _item(0x10, _APPLICATION_CONTEXT)
     body += _item(0x20, struct.pack(">BBBB", _CONTEXT_ID, 0, 0, 0) + context)
@@ -187,12 +233,6 @@ def _pdv(content: bytes | memoryview, *, is_command: bool, is_last: bool) -> byt
     return struct.pack(">BBIIBB", _P_DATA, 0, len(content) + 6, len(content) + 2, _CONTEXT_ID, control) + bytes(content)
 
 
-def _store_request(sop_class_uid: str, sop_instance_uid: str, message_id: int) -> bytes:
-    elements = _uid(0x0002, sop_class_uid) + _us(0x0100, 0x0001) + _us(0x0110, message_id % 65536) + _us(0x0700, 0)
-    elements += _us(0x0800, 0x0001) + _uid(0x1000, sop_instance_uid)
-    return struct.pack("<HHII", 0, 0, 4, len(elements)) + elements
-
-
 def _us(element: int, value: int) -> bytes:
     return struct.pack("<HHIH", 0, element, 2, value)
 
@@ -203,25 +243,32 @@ def _uid(element: int, value: str) -> bytes:
 
 
 def _max_pdu_bytes(associate_accept: bytes) -> int:
+    return int.from_bytes(_sub_item(associate_accept, 0x51), "big")
+
+
+def _sub_item(associate_accept: bytes, wanted: int) -> bytes:
+    """Return a sub-item of User Information; nothing where it is not there."""
     position = 68  # behind the fixed fields of PS3.8 table 9-17
     while position < len(associate_accept):
         kind, _, length = struct.unpack_from(">BBH", associate_accept, position)
-        if kind == 0x50:
-            position += 4  # the sub-items of User Information
-            continue
-        if kind == 0x51:
-            (value,) = struct.unpack_from(">I", associate_accept, position + 4)
-            return int(value)
-        position += 4 + length
-    return 0
+        position += 4
+        if kind == wanted:
+            return associate_accept[position : position + length]
+        if kind != 0x50:  # the sub-items of User Information
+            position += length
+    return b""
 
 
 def _status(p_data: bytes) -> int:
+    return _number(p_data, 0x0900)
+
+
+def _number(p_data: bytes, wanted: int) -> int:
     position = 6  # the header of the one PDV that holds the response's command
     while position < len(p_data):
         _, element, length = struct.unpack_from("<HHI", p_data, position)
-        if element == 0x0900:
+        if element == wanted:
             (value,) = struct.unpack_from("<H", p_data, position + 8)
             return int(value)
         position += 8 + length
-    raise RuntimeError("the response has no status")
+    raise RuntimeError(f"the response has no (0000,{wanted:04X})")

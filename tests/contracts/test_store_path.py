@@ -22,6 +22,7 @@ from pynetdicom.pdu_primitives import P_DATA
 from dicom_gateway.receiver import Receiver, ReceiverSettings
 from dicom_gateway.spool import Spool
 from tests.fakes.instances import as_file, ct, encoded, received
+from tests.fakes.pipelining_scu import answers, prepared
 from tests.fakes.store_scu import association, die_inside_an_object, send
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -30,10 +31,12 @@ VERIFICATION = "1.2.840.10008.1.1"
 class Path:
     """A receiver that uses one of the paths, and what it received."""
 
-    def __init__(self, root, *, is_fast):
+    def __init__(self, root, *, is_fast, **options):
         self.spool = Spool(root)
         self.ended = []
-        settings = ReceiverSettings(ae_title="STORESCP", hostname="localhost", port=0, spool=root, is_fast=is_fast)
+        settings = ReceiverSettings(
+            ae_title="STORESCP", hostname="localhost", port=0, spool=root, is_fast=is_fast, **options
+        )
         self.receiver = Receiver(
             settings, on_ended=lambda reception, complete: self.ended.append((reception, complete))
         )
@@ -168,6 +171,21 @@ def test_many_small_pdus_are_one_object(path):
         dataset = ct(PixelData=os.urandom(20_000))
         assert send(opened, dataset) == 0x0000
     assert path.files() == {f"{dataset.SOPInstanceUID}.dcm": as_file(received(dataset))}
+
+
+@pytest.mark.parametrize("durability", ["instance", "association", "none"])
+@pytest.mark.parametrize("is_fast", [True, False], ids=["fast", "stock"])
+def test_whoever_sends_on_before_the_answer_is_answered_all_the_same(tmp_path, is_fast, durability):
+    path = Path(tmp_path, is_fast=is_fast, durability=durability)
+    try:
+        datasets = [ct(PixelData=os.urandom(size)) for size in (32, 200_000) * 20]
+        told = dict(answers(path.port, prepared(*datasets)))
+        assert told == dict.fromkeys(range(40), 0x0000)
+        expected = [received(dataset) for dataset in datasets]
+        assert path.files() == {f"{one.sop_instance_uid}.dcm": as_file(one) for one in expected}
+        assert [complete for _, complete in path.ended] == [True]
+    finally:
+        path.receiver.stop(grace_seconds=0)
 
 
 @pytest.mark.dcmtk

@@ -18,11 +18,12 @@ from dicom_gateway import durable_files
 from dicom_gateway.reception import Reception
 from dicom_gateway.spool import Spool
 from tests.fakes.instances import as_file, ct, received
-from tests.unit.gateway.test_reception import ORIGIN
+from tests.unit.gateway.test_reception import ORIGIN, several
 
 pytestmark = pytest.mark.loop
 
 INSTANCES = 30
+AT_ONCE = 8
 # Smaller ones are refused by the tools that make them.
 SIZES_MIB = {"ext4": 32, "ext2": 32, "xfs": 320, "btrfs": 128}
 SECOND_MOUNT = {"xfs": "loop,nouuid"}
@@ -91,6 +92,33 @@ def test_what_was_acknowledged_is_still_there(disk, durability):
     else:
         # That this way of cutting the power does lose what was not forced onto the disk.
         assert len(stored) < INSTANCES
+
+
+def test_what_was_acknowledged_of_several_at_once_is_still_there(disk):
+    root = disk.folder / "spool"
+    root.mkdir()
+    subprocess.run(["sync", "--file-system", root], check=True)
+    reception = Reception(root / "r", origin=ORIGIN, durability="instance")
+    instances = [received(ct(PixelData=os.urandom(3000 + 20_000 * (number % 2)))) for number in range(INSTANCES)]
+    acknowledged = []
+    for start in range(0, INSTANCES, AT_ONCE):
+        together = several(reception, instances[start : start + AT_ONCE])
+        for step in ("end", "make_whole"):
+            for incoming in together:
+                getattr(incoming, step)()
+        # Of the last, only the first is acknowledged before the power is cut.
+        for incoming in together if start + AT_ONCE < INSTANCES else together[:1]:
+            incoming.commit()
+            acknowledged.append(as_file(instances[len(acknowledged)]))
+    left = disk.after_a_power_cut()
+    for incoming in together[1:]:
+        incoming.discard()
+    reception.close()
+
+    studies = Spool(left / "spool").collect("r", complete=False)
+    stored = [path.read_bytes() for study in studies for path in study.folder.rglob("*.dcm")]
+    assert set(acknowledged) <= set(stored) <= set(map(as_file, instances))
+    assert not any(study.problem for study in studies)
 
 
 def test_names_are_left_to_files_only_where_that_is_known_to_do(disk):

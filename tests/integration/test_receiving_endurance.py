@@ -19,7 +19,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_files
 from pydicom.misc import is_dicom
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_gateway import durable_files
 from dicom_gateway import reception as reception_module
@@ -28,6 +28,7 @@ from dicom_gateway.reception import Reception
 from dicom_gateway.spool import Spool
 from tests.benchmarks import raw_sender
 from tests.fakes.instances import as_file, ct, received
+from tests.fakes.pipelining_scu import prepared
 from tests.fakes.store_scu import association, send
 from tests.unit.gateway.test_reception import ORIGIN
 
@@ -71,21 +72,6 @@ def make_receiving(tmp_path):
     yield make
     for receiving in made:
         receiving.receiver.stop(grace_seconds=0)
-
-
-def prepared(dataset):
-    """Return a study of one instance, as the raw sender sends it."""
-    instance = received(dataset)
-    command = raw_sender._store_request(CTImageStorage, instance.sop_instance_uid, 1)
-    return raw_sender.PreparedStudy(
-        sop_class_uid=CTImageStorage,
-        transfer_syntax_uid=ExplicitVRLittleEndian,
-        instances=(
-            raw_sender.PreparedInstance(
-                sop_instance_uid=instance.sop_instance_uid.encode(), command=command, data_set=instance.data_set
-            ),
-        ),
-    )
 
 
 def send_raw(port, study):

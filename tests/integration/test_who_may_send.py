@@ -19,7 +19,7 @@ from flows_engine.handoff.site_settings import SiteSettings
 from tests.fakes.definitions import FakeDefinitions, flow
 from tests.fakes.instances import ct
 from tests.fakes.run_trigger import FakeRunTrigger
-from tests.fakes.store_scu import association, send
+from tests.fakes.store_scu import association, exchange, send, store_request
 
 
 @pytest.fixture
@@ -163,6 +163,19 @@ def test_tls_lets_in_who_shows_a_certificate_of_the_authority(make_gateway, pki)
     assert send_over_tls(gateway.port, pki, "stranger") is None
     assert send_over_tls(gateway.port, pki, None) is None
     wait_until(lambda: [study.outcome for study in gateway.ledger.studies()] == ["triggered"])
+
+
+def test_over_tls_too_a_sender_may_send_on_before_it_is_answered(make_gateway, pki):
+    gateway = make_gateway(**tls_settings(pki, tls_client_certificate="none"))
+    context = ssl.create_default_context(cafile=pki / "ca.pem")
+    context.check_hostname = False
+    requests = [
+        store_request(ct(PixelData=os.urandom(size)), size) for size in (*range(32, 48), *range(40_000, 40_016))
+    ]
+    with association(gateway.port, window=(0, 0), tls=context) as opened:
+        assert opened.acceptor.asynchronous_operations == (16, 1)
+        assert exchange(opened, requests) == [(request.MessageID, 0x0000) for request in requests]
+    wait_until(lambda: [study.instance_count for study in gateway.ledger.studies()] == [32])
 
 
 def test_a_plain_port_and_a_tls_port_may_both_be_open(make_gateway, pki):

@@ -25,6 +25,12 @@ class FakeIncoming:
         self.reception.fail_at("write")
         self.content += fragment
 
+    def end(self):
+        self.reception.fail_at("end")
+
+    def make_whole(self):
+        self.reception.fail_at("make_whole")
+
     def commit(self):
         self.reception.fail_at("commit")
         self.reception.stored.append(self.content)
@@ -127,6 +133,30 @@ def test_a_failure_is_never_a_success_and_names_no_patient(make_store, caplog, f
         assert store.opened[0].stored == []
         assert store.opened[0].discarded == (step != "begin")
     assert len(caplog.records) == 4
+    assert CANARY_NAME not in caplog.text
+
+
+@pytest.mark.parametrize("step", ["end", "make_whole", "commit"])
+@pytest.mark.parametrize(("failure", "status"), FAILURES)
+def test_of_several_at_once_one_that_fails_takes_no_other_along(make_store, caplog, failure, status, step):
+    store = make_store()
+    instances = []
+    for number in range(3):
+        instances.append(store.begin(request(), 1))
+        instances[-1].write(memoryview(b"%d" % number))
+        store.opened[0].failure, store.opened[0].step = failure, step if number == 1 else None
+        instances[-1].end()
+    for number, instance in enumerate(instances):
+        store.opened[0].step = step if number == 1 else None
+        instance.make_whole()
+    statuses = []
+    for number, instance in enumerate(instances):
+        store.opened[0].step = step if number == 1 else None
+        statuses.append(instance.finish())
+    assert statuses == [0x0000, status, 0x0000]
+    assert store.opened[0].stored == [b"0", b"2"]
+    assert store.opened[0].discarded == 1
+    assert len(caplog.records) == 1
     assert CANARY_NAME not in caplog.text
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -105,3 +106,25 @@ def test_names_are_left_to_files_where_the_file_system_is_known(tmp_path, monkey
         system.setattr(Path, "read_bytes", read_bytes)
         assert durable_files.syncs_names_with_files(folder) is expected
     os.close(folder)
+
+
+@pytest.mark.parametrize("write_out", [durable_files.begin_to_write, durable_files.wait_until_written])
+def test_what_cannot_be_written_out_is_told(tmp_path, write_out):
+    with (tmp_path / "a").open("wb", buffering=0) as file:
+        file.write(b"abc")
+        write_out(file.fileno())
+    closed = os.dup(0)
+    os.close(closed)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        write_out(closed)
+
+
+def test_a_system_that_cannot_write_out_early_leaves_that_to_the_sync(tmp_path, monkeypatch):
+    def refuse(*_arguments):
+        ctypes.set_errno(errno.ENOSYS)
+        return -1
+
+    monkeypatch.setattr(durable_files, "_sync_file_range", refuse)
+    with (tmp_path / "a").open("wb") as file:
+        durable_files.begin_to_write(file.fileno())
+        durable_files.wait_until_written(file.fileno())

@@ -5,6 +5,7 @@ import socket
 import struct
 import threading
 from contextlib import suppress
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from pydicom.uid import CTImageStorage
 
 from dicom_gateway.dimse_command import LONGEST_COMMAND_BYTES
 from dicom_gateway.fast_store import Ending, FastStore, Patience
+from dicom_gateway.windowed_store import WindowedStore
 
 PATIENT = Patience(between_messages_seconds=20, within_message_seconds=20)
 RELEASE = struct.pack(">BxLL", 0x05, 4, 0)
@@ -38,47 +40,57 @@ def pdu(*pdvs):
     return struct.pack(">BxL", 0x04, len(content)) + content
 
 
-def store(data_set, *, uid=b"1.2.3\0"):
-    return pdu(pdv(command(uid), is_command=True)) + pdu(pdv(data_set, is_command=False))
+def store(data_set, *, uid=b"1.2.3\0", message_id=1):
+    return pdu(pdv(command(uid, message_id=message_id), is_command=True)) + pdu(pdv(data_set, is_command=False))
 
 
 class Instances:
-    """Takes instances; the first of them ends with each status of ``statuses``."""
+    """Takes instances, and notes each step on each of them, by its Message ID."""
 
-    def __init__(self):
+    def __init__(self, *, finishing=lambda _: 0x0000):
         self.stored, self.abandoned, self.begun = [], 0, 0
+        self.steps, self.finishing = [], finishing
 
     def begin(self, request, context_id):
         self.begun += 1
-        return Taken(self)
+        return Taken(self, request)
 
 
 class Taken:
-    def __init__(self, instances):
-        self.instances, self.content = instances, b""
+    def __init__(self, instances, request):
+        self.instances, self.request, self.content = instances, request, b""
+        self._step("begin")
 
     def write(self, fragment):
         self.content += bytes(fragment)
 
+    def end(self):
+        self._step("end")
+
+    def make_whole(self):
+        self._step("make whole")
+
     def finish(self):
+        self._step("finish")
         self.instances.stored.append(self.content)
-        return 0x0000
+        return self.instances.finishing(self.request)
 
     def abandon(self):
         self.instances.abandoned += 1
+
+    def _step(self, name):
+        self.instances.steps.append((name, self.request.message_id))
 
 
 class Peer:
     """A connection whose other end a path serves in a thread."""
 
-    def __init__(self, *, patience=PATIENT, received=b"", is_ended=lambda: False):
+    def __init__(self, *, patience=PATIENT, received=b"", is_ended=lambda: False, make=FastStore, instances=None):
         self.end, self.served = socket.socketpair()
         self.end.settimeout(10)
         self.served.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 20_000))
-        self.instances = Instances()
-        self.path = FastStore(
-            self.served, contexts={1, 3}, begin=self.instances.begin, is_ended=is_ended, patience=patience
-        )
+        self.instances = instances or Instances()
+        self.path = make(self.served, contexts={1, 3}, begin=self.instances.begin, is_ended=is_ended, patience=patience)
         self.result = None
         self.thread = threading.Thread(target=self._serve, args=(received,))
         self.thread.start()
@@ -104,12 +116,15 @@ class Peer:
         return self.result
 
 
-@pytest.fixture
-def make_peer():
+PATHS = {"one at a time": FastStore, **{f"window {size}": partial(WindowedStore, window=size) for size in (2, 3, 16)}}
+
+
+@pytest.fixture(params=PATHS)
+def make_peer(request):
     peers = []
 
     def make(**options):
-        peers.append(Peer(**options))
+        peers.append(Peer(make=PATHS[request.param], **options))
         return peers[-1]
 
     yield make
@@ -295,9 +310,10 @@ def pieces_of_messages():
     stream=damaged(store(b"abcdefgh" * 30) + store(b"12345678" * 30)) | pieces_of_messages(),
     size=st.integers(1, 200),
     before=st.integers(0, 200),
+    make=st.sampled_from(list(PATHS.values())),
 )
-def test_whatever_comes_the_path_is_left(stream, size, before):
-    peer = Peer(received=stream[:before])
+def test_whatever_comes_the_path_is_left(stream, size, before, make):
+    peer = Peer(received=stream[:before], make=make)
     with suppress(OSError):
         for at in range(before, len(stream), size):
             peer.end.sendall(stream[at : at + size])

@@ -174,6 +174,90 @@ def test_a_disk_that_fails_at_the_last_moment_leaves_nothing(open_reception, tmp
     assert len(list(tmp_path.rglob("*.dcm"))) == 1
 
 
+def several(reception, instances):
+    """Begin and write several instances, none of which is committed."""
+    incoming = []
+    for instance in instances:
+        incoming.append(
+            reception.begin(
+                sop_class_uid=instance.sop_class_uid,
+                sop_instance_uid=instance.sop_instance_uid,
+                transfer_syntax_uid=instance.transfer_syntax_uid,
+            )
+        )
+        incoming[-1].write(memoryview(instance.data_set))
+    return incoming
+
+
+@pytest.mark.parametrize("durability", ["instance", "association", "none"])
+def test_of_several_at_once_each_is_on_disk_before_its_success(open_reception, tmp_path, synced, durability):
+    reception = open_reception(durability)
+    reception.store(received(ct()))
+    instances = [received(ct(PixelData=os.urandom(size))) for size in (32, 300_000, 32)]
+    incoming = several(reception, instances)
+    paths = [next(tmp_path.rglob(f"{instance.sop_instance_uid}.dcm")) for instance in instances]
+    for one in incoming:
+        one.end()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in paths] == [0o600] * 3
+    synced.clear()
+    for one in incoming:
+        one.make_whole()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in paths] == [0o644] * 3
+    for one, path in zip(incoming, paths, strict=True):
+        synced.clear()
+        one.commit()
+        assert synced[:1] == ([path.name] if durability == "instance" else [])
+    assert [path.read_bytes() for path in paths] == [as_file(instance) for instance in instances]
+
+
+def test_what_is_on_disk_is_there_before_its_mode_says_that_it_is_whole(open_reception, monkeypatch):
+    steps = []
+    for module, name in ((durable_files, "begin_to_write"), (durable_files, "wait_until_written"), (os, "fchmod")):
+        monkeypatch.setattr(module, name, lambda *_, name=name: steps.append(name))
+    (incoming,) = several(open_reception(), [received(ct())])
+    steps.clear()
+    incoming.end()
+    incoming.make_whole()
+    assert steps == ["begin_to_write", "wait_until_written", "fchmod"]
+    incoming.commit()
+    assert len(steps) == 3
+
+
+@pytest.mark.parametrize("step", ["begin_to_write", "wait_until_written", "fsync"])
+def test_of_several_at_once_one_that_the_disk_does_not_take_leaves_nothing(open_reception, tmp_path, monkeypatch, step):
+    reception = open_reception()
+    incoming = several(reception, [received(ct()) for _ in range(3)])
+    module = os if step == "fsync" else durable_files
+    real, failing = getattr(module, step), incoming[1]._descriptor
+
+    def fail(descriptor):
+        if descriptor == failing:
+            raise OSError(28, "No space left on device")
+        return real(descriptor)
+
+    monkeypatch.setattr(module, step, fail)
+    failed = []
+    for method in ("end", "make_whole", "commit"):
+        for number, one in enumerate(incoming):
+            try:
+                if number not in failed:
+                    getattr(one, method)()
+            except SpoolFullError:
+                failed.append(number)
+    assert failed == [1]
+    assert len(list(tmp_path.rglob("*.dcm"))) == 2
+
+
+def test_of_several_at_once_one_that_cannot_be_read_is_refused_when_it_ends(open_reception, tmp_path):
+    whole = received(ct())
+    half = whole.__class__(**{**vars(whole), "data_set": whole.data_set[:-10]})
+    (incoming,) = several(open_reception(), [half])
+    with pytest.raises(InstanceRefusedError) as caught:
+        incoming.end()
+    assert caught.value.status == 0xC000
+    assert list(tmp_path.rglob("*.dcm")) == []
+
+
 def test_a_write_that_is_short_is_gone_on_with(open_reception, tmp_path, monkeypatch):
     instance = received(ct())
     real, real_vector = os.write, os.writev

@@ -8,11 +8,13 @@ import socket
 import sys
 import threading
 
+import pytest
 from pynetdicom import AE, __version__, association, dul, fsm, transport
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.pdu_primitives import A_ASSOCIATE, AsynchronousOperationsWindowNegotiation
 
-from dicom_gateway.takeover import HeldSocket
+from dicom_gateway.takeover import HeldSocket, agree_on_window
 
 PINNED = "3.0.4"
 
@@ -90,3 +92,54 @@ def test_neither_thread_misses_the_other_whenever_it_is_interrupted(monkeypatch)
         left.close()
         right.close()
     assert len(looks) == 200
+
+
+def test_the_thread_that_is_held_may_be_let_send_and_may_be_let_read_once():
+    left, right = socket.socketpair()
+    made = association.Association(AE(), MODE_ACCEPTOR)
+    held = HeldSocket(made, connection=left, received=b"", pdu_seconds=5, most_message_bytes=None)
+    looks = []
+    thread = threading.Thread(target=lambda: [looks.append(held.ready) for _ in range(3)], daemon=True)
+    try:
+        right.sendall(b"x")
+        held.hold()
+        thread.start()
+        for let, expected in ((held.let_send, [False]), (held.let_read, [False, True])):
+            assert held.is_held(timeout_seconds=5)
+            let()
+            assert held.is_held(timeout_seconds=5)
+            assert looks == expected
+    finally:
+        held.let()
+        thread.join(5)
+        left.close()
+        right.close()
+
+
+def requested(*proposed):
+    """Return an association whose requestor has proposed a window, or none."""
+    made = association.Association(AE(), MODE_ACCEPTOR)
+    primitive = A_ASSOCIATE()
+    if proposed:
+        item = AsynchronousOperationsWindowNegotiation()
+        item.maximum_number_operations_invoked, item.maximum_number_operations_performed = proposed
+        primitive.user_information = [item]
+    made.requestor.primitive = primitive
+    return made
+
+
+@pytest.mark.parametrize(
+    ("proposed", "agreed"),
+    [((), 1), ((1, 1), 1), ((1, 5), 1), ((2, 1), 2), ((16, 0), 16), ((17, 17), 16), ((0, 0), 16), ((65535, 1), 16)],
+)
+def test_no_larger_window_is_agreed_on_than_was_proposed_or_is_served(proposed, agreed):
+    made = requested(*proposed)
+    assert agree_on_window(made, most=16) == agreed
+    assert made.acceptor.asynchronous_operations == (agreed, 1)
+
+
+def test_nobody_but_us_answers_a_window():
+    made = requested(8, 1)
+    assert made.acse._check_async_ops() is None
+    source = inspect.getsource(association.Association.run_reactor)
+    assert source.index("evt.EVT_REQUESTED") < source.index("negotiate_association()")
