@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,8 +72,11 @@ class Peer:
 
     def memory_bytes(self) -> int:
         """Return what it holds now; what processes share is counted once."""
-        processes = [self.process, *self.process.children(recursive=True)]
-        return sum(process.memory_full_info().pss for process in processes)
+        total = 0
+        for process in [self.process, *self.process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):  # one a connection, which ends with it
+                total += process.memory_full_info().pss
+        return total
 
 
 def main() -> None:
