@@ -14,7 +14,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_files
@@ -23,7 +22,6 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_gateway import durable_files
 from dicom_gateway import reception as reception_module
-from dicom_gateway.receiver import Receiver, ReceiverSettings
 from dicom_gateway.reception import Reception
 from dicom_gateway.spool import Spool
 from tests.benchmarks import raw_sender
@@ -41,37 +39,6 @@ def wait_until(condition, *, seconds=30.0):
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
-
-
-class Receiving:
-    """A receiver with one process, and what has ended."""
-
-    def __init__(self, root, **settings):
-        self.spool = Spool(root)
-        self.ended = []
-        self.receiver = Receiver(
-            ReceiverSettings(ae_title="STORESCP", hostname="localhost", port=0, spool=root, **settings),
-            on_ended=lambda *ended: self.ended.append(ended),
-        )
-        self.receiver.start()
-        self.port = self.receiver.port
-        self.process = psutil.Process(self.receiver._keeper.processes[0].pid)
-
-    def files(self):
-        return {path.name: path for path in self.spool.root.rglob("*.dcm")}
-
-
-@pytest.fixture
-def make_receiving(tmp_path):
-    made = []
-
-    def make(**settings):
-        made.append(Receiving(tmp_path, **settings))
-        return made[-1]
-
-    yield make
-    for receiving in made:
-        receiving.receiver.stop(grace_seconds=0)
 
 
 def send_raw(port, study):

@@ -17,8 +17,6 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom.dimse_primitives import C_ECHO
 
 from dicom_gateway.commitment import STORAGE_COMMITMENT
-from dicom_gateway.receiver import Receiver, ReceiverSettings
-from dicom_gateway.spool import Spool
 from dicom_gateway.windowed_store import MOST_OUTSTANDING
 from tests.benchmarks import raw_sender
 from tests.fakes.instances import as_file, ct, encoded, received
@@ -27,42 +25,6 @@ from tests.fakes.store_scu import VERIFICATION, association, exchange, store_req
 from tests.services import wait_until
 
 CONTEXTS = [(CTImageStorage, ExplicitVRLittleEndian), (VERIFICATION, ExplicitVRLittleEndian)]
-
-
-class Receiving:
-    """A receiver, and what its spool has."""
-
-    def __init__(self, root, **settings):
-        self.spool = Spool(root)
-        self.ended = []
-        self.receiver = Receiver(
-            ReceiverSettings(ae_title="STORESCP", hostname="localhost", port=0, spool=root, **settings),
-            on_ended=lambda *ended: self.ended.append(ended),
-        )
-        self.receiver.start()
-        self.port = self.receiver.port
-
-    def stored(self):
-        """Return the content of each instance by its UID, once all associations are over."""
-        wait_until(lambda: self.receiver.open_connections == 0, seconds=30, what="all associations are over")
-        files = {}
-        for reception in self.spool.ids():
-            for study in self.spool.collect(reception, complete=True):
-                files |= {path.stem: path.read_bytes() for path in study.folder.rglob("*.dcm")}
-        return files
-
-
-@pytest.fixture
-def make_receiving(tmp_path):
-    made = []
-
-    def make(**settings):
-        made.append(Receiving(tmp_path, **settings))
-        return made[-1]
-
-    yield make
-    for receiving in made:
-        receiving.receiver.stop(grace_seconds=0)
 
 
 @pytest.mark.parametrize(
