@@ -91,11 +91,16 @@ class ContainerEnd:
                     events.close()
 
     def _hear(self, events: Iterable[Mapping[str, Any]]) -> None:
+        # An engine that was started again tells of the end of what it finds dead as well, with a code of its own
+        # making, or with the one of a model that the engine before had asked to end. It knows of no start.
+        is_of_this_engine = False
         for event in events:
-            if event["Action"] == "kill" and self._is_to_end_it(event):
+            if event["Action"] == "start":
+                is_of_this_engine = True
+            elif event["Action"] == "kill" and self._is_to_end_it(event):
                 self._was_killed = True
             elif event["Action"] == "die":
-                self._is_told = True
+                self._is_told = is_of_this_engine
                 return
 
     def _is_to_end_it(self, event: Mapping[str, Any]) -> bool:

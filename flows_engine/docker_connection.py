@@ -90,12 +90,12 @@ class _Api(docker.APIClient):  # type: ignore[misc] # docker-py is not typed
         return response
 
     def container_events(self, container_id: str, *, until: int | None = None) -> CancellableStream:
-        """Listen to what ends a container: all that the engine remembers of it, then, up to ``until``, what happens.
+        """Listen to a container's start and end: all that the engine remembers, then, up to ``until``, what happens.
 
         docker-py's own way sets no limit to how long the engine takes to answer, and tells of a refusal only where the
         events are read. Without ``until``, a time by the engine's clock, silence is taken for hours.
         """
-        filters = docker.utils.convert_filters({"container": container_id, "event": ["kill", "die"]})
+        filters = docker.utils.convert_filters({"container": container_id, "event": ["start", "kill", "die"]})
         # Since ever, which is no time that clocks could disagree about; the engine remembers a few hundred events.
         parameters = {"since": 1, "until": until, "filters": filters}
         response: requests.Response = self._get(self._url("/events"), params=parameters, stream=True)

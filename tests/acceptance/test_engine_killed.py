@@ -50,7 +50,7 @@ LONGEST_ABSENCE_SECONDS = 4.0
 
 # Once in a while a model takes as long as a strike may need to hit it. The first says that it was ended, as programs do
 # that do not look for it; the second is polite, and what it says must not be taken for success.
-SOMETHING = "sleep $(expr $(date +%N) % 2).$(expr $(date +%N) % 9) & wait $!; cp -r /input/. /output/"
+SOMETHING = "sleep $((RANDOM % 3)).$((RANDOM % 9)) & wait $!; cp -r /input/. /output/"
 MODELS = {"Tough": 2, "Forked": 3}
 
 # What a person reads whose run failed for a reason that passes.

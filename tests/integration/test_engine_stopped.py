@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,6 +112,17 @@ def test_a_model_whose_engine_is_stopped_is_neither_done_nor_failed(bench: Bench
 def test_a_model_whose_engine_is_killed_and_started_again_is_run_again(bench: Bench) -> None:
     with pytest.raises(RetryableError):
         bench.run(when_term=0, do=bench.crash)
+    bench.runner.remove_all(label=LABEL, value="stopped")
+
+
+def test_what_an_engine_makes_up_of_a_model_that_ended_while_it_was_away_is_not_believed(bench: Bench) -> None:
+    def crash_until_the_model_has_ended() -> None:
+        bench.engine.kill()
+        time.sleep(1.5)
+        bench.engine.start()
+
+    with pytest.raises(RetryableError):
+        bench.run_script("echo begun; sleep 0.7", do=crash_until_the_model_has_ended)
     bench.runner.remove_all(label=LABEL, value="stopped")
 
 
