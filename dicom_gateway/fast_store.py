@@ -12,10 +12,10 @@ import struct
 import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from ssl import SSLWantReadError
 from typing import Final, Protocol
 
 from dicom_gateway.dimse_command import LONGEST_COMMAND_BYTES, StoreRequest, store_request, store_response
+from dicom_gateway.tls import NOTHING_YET
 
 _BUFFER_BYTES: Final = 256 * 1024
 _P_DATA: Final = 0x04
@@ -81,7 +81,7 @@ class FastStore:
     """The path for one association. ``contexts`` are the ids of its accepted presentation contexts.
 
     ``begin`` is called for each request, with the id of its context. ``is_ended`` is asked while nothing comes. The
-    connection has a receive time-out (``SO_RCVTIMEO``), after which it is asked, and time limits are looked at.
+    connection has a time-out for receives, after which it is asked, and time limits are looked at.
     ``answered`` is called after each response: with the status, the size of the data set, and the seconds since the
     request began to come.
     """
@@ -231,6 +231,9 @@ class FastStore:
                 self._start, self._end = 0, len(rest)
             self._receive(deadline)
 
+    def _while_nothing_comes(self) -> None:
+        """Do what has to be done where a receive was in vain."""
+
     def _receive(self, deadline: float | None) -> None:
         """Receive what there is, at least one byte."""
         if self._start == self._end:
@@ -239,7 +242,8 @@ class FastStore:
         while True:
             try:
                 count = self._connection.recv_into(self._view[self._end :])
-            except (BlockingIOError, SSLWantReadError):
+            except NOTHING_YET:
+                self._while_nothing_comes()
                 now = time.monotonic()
                 began = began or now
                 if self._is_ended():

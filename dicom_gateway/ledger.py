@@ -66,7 +66,6 @@ CREATE TABLE IF NOT EXISTS runs (
     PRIMARY KEY (study_id, flow)
 ) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS runs_by_key ON runs (idempotency_key);
-DROP INDEX IF EXISTS runs_in_line;
 CREATE INDEX IF NOT EXISTS runs_by_priority ON runs ({_PRIORITY} DESC, study_id, flow, next_attempt_at)
     WHERE state = 'pending';
 CREATE INDEX IF NOT EXISTS runs_by_next_attempt ON runs (next_attempt_at) WHERE state = 'pending';

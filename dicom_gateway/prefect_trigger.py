@@ -97,6 +97,8 @@ class PrefectTrigger:
                 path_params={"id": deployment_id},
                 json=[run.model_dump(mode="json", exclude_unset=True) for run in runs],
             )
+        except (httpx.WriteError, httpx.RemoteProtocolError):
+            return [None] * len(runs)  # a proxy may take one, and not so many
         except PrefectHTTPStatusError as error:
             if error.response.status_code in _UNAVAILABLE_STATUS:
                 raise

@@ -268,9 +268,7 @@ class IncomingInstance:
         if self._is_synced and self._name_needs_sync:
             return
         try:
-            if self._is_synced:
-                durable_files.wait_until_written(self._descriptor)
-            os.fchmod(self._descriptor, durable_files.SHARED_FILE)
+            self._mark_whole()
         except OSError as error:
             raise self._failed(error) from error
         self._is_whole = True
@@ -284,7 +282,7 @@ class IncomingInstance:
             if not self._is_checked:
                 self._check_all()
             if not self._is_whole:
-                os.fchmod(self._descriptor, durable_files.SHARED_FILE)
+                self._mark_whole()
             if self._is_synced:
                 # Not fdatasync: that may leave the mode behind, by which a whole instance is known.
                 os.fsync(self._descriptor)
@@ -301,6 +299,12 @@ class IncomingInstance:
             # A name that stays is that of a half instance, which nobody reads.
             with suppress(OSError):
                 os.unlink(self._name, dir_fd=self._folder)
+
+    def _mark_whole(self) -> None:
+        if self._is_synced and not self._name_needs_sync:
+            # A sync of another file may bring the mode to the disk before this one's own does.
+            durable_files.wait_until_written(self._descriptor)
+        os.fchmod(self._descriptor, durable_files.SHARED_FILE)
 
     def _failed(self, error: OSError | InstanceRefusedError) -> InstanceRefusedError | SpoolFullError:
         self.discard()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
@@ -28,8 +28,12 @@ from dicom_gateway.peers import PeerRules, Rejection
 from dicom_gateway.reception import Reception
 from dicom_gateway.takeover import StoreAssociation, accept_association, agree_on_window, transfer_syntaxes
 from dicom_gateway.tally import Tally
+from dicom_gateway.tls import NOTHING_YET
 from dicom_gateway.windowed_store import MOST_OUTSTANDING, WindowedStore
 from flows_engine.handoff.run_request import Sender
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +84,8 @@ class Serving:
         self._contexts = list(entity.supported_contexts)
         self._receptions = receptions
         self._tls = tls
+        if tls is not None:
+            tls.sslsocket_class = _TlsConnection
         self._is_fast = is_fast
         self._is_synced = is_synced
         self._tally = tally or Tally()
@@ -192,7 +198,7 @@ class _Connection:
         try:
             self._connection.settimeout(NEGOTIATION_SECONDS)
             self._connection = self._serving._tls.wrap_socket(self._connection, server_side=True)
-            self._connection.settimeout(None)
+            self._connection.settimeout(_TICK_SECONDS)
         except OSError as error:
             reason = getattr(error, "reason", None) or error.strerror or type(error).__name__
             _log.warning("a TLS handshake failed: %s", reason, extra={"action": "reject"})
@@ -206,7 +212,7 @@ class _Connection:
         while len(received) < wanted:
             try:
                 more = self._connection.recv(min(wanted - len(received), 65536))
-            except (BlockingIOError, ssl.SSLWantReadError):
+            except NOTHING_YET:
                 more = None
             except OSError:
                 return None
@@ -295,6 +301,20 @@ class _Connection:
             patience=_PATIENCE,
             answered=self._serving._tally.answered,
         )
+
+
+class _TlsConnection(ssl.SSLSocket):
+    """Has Python's time-outs: Python begins an operation of TLS again by itself that the kernel's have ended.
+
+    There is one for both directions. A connection is used by one thread at a time.
+    """
+
+    def send(self, data: ReadableBuffer, flags: int = 0) -> int:
+        self.settimeout(_SEND_SECONDS)
+        try:
+            return super().send(data, flags)
+        finally:
+            self.settimeout(_TICK_SECONDS)
 
 
 def _set_up(connection: socket.socket) -> None:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from ssl import SSLSocket, SSLWantReadError
+from ssl import SSLSocket
 from typing import Final, Protocol
 
 from pynetdicom._globals import MODE_ACCEPTOR
@@ -29,6 +29,7 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from dicom_gateway.fast_store import Ending
+from dicom_gateway.tls import NOTHING_YET
 
 _STEP_SECONDS: Final = 0.001
 _LOOK_SECONDS: Final = 1.0
@@ -71,6 +72,14 @@ class HeldSocket(AssociationSocket):
         self._held_in_turn = -1
         self._is_wanted = False
         self._may_read = True
+        self._is_cut = False
+
+    def cut(self) -> None:
+        """Have the DUL thread find the connection at its end, whatever there is still to be read.
+
+        Only while it is held. Where a PDU was not read to its end, what follows would be taken for another one.
+        """
+        self._received, self._is_cut = b"", True
 
     def hold(self) -> None:
         """Ask the DUL thread to stop before it reads again. It does so once it has nothing else to do."""
@@ -138,6 +147,8 @@ class HeldSocket(AssociationSocket):
     def _has_more(self, timeout_seconds: float) -> bool:
         connection = self.socket
         assert connection is not None
+        if self._is_cut:
+            return True
         if isinstance(connection, SSLSocket) and connection.pending():
             return True
         # select.select, which pynetdicom uses, cannot take the descriptors of a busy process (above 1023).
@@ -146,7 +157,7 @@ class HeldSocket(AssociationSocket):
         return bool(waiting.poll(timeout_seconds * 1000))
 
     def recv(self, nr_bytes: int) -> bytearray:
-        """Return ``nr_bytes``, or fewer where the connection ends before.
+        """Return ``nr_bytes``, or fewer where the connection ends before, or was cut.
 
         Raises ``OSError`` where they do not come in time, or are more than anyone needs to send.
         """
@@ -158,10 +169,10 @@ class HeldSocket(AssociationSocket):
         taken = bytearray(self._received[:nr_bytes])
         self._received = self._received[nr_bytes:]
         deadline = time.monotonic() + self._pdu_seconds
-        while len(taken) < nr_bytes and self.socket is not None:
+        while len(taken) < nr_bytes and self.socket is not None and not self._is_cut:
             try:
                 more = self.socket.recv(nr_bytes - len(taken))
-            except (BlockingIOError, SSLWantReadError):
+            except NOTHING_YET:
                 more = None
             if more == b"":
                 break
@@ -254,6 +265,8 @@ class StoreAssociation(Association):
             else:
                 ending, received = path.serve(transport.taken())
                 self.dul._idle_timer.restart()
+                if ending is Ending.CLOSED and not self.is_over:
+                    transport.cut()
                 transport.let_read(received)
             if ending in (Ending.SILENT, Ending.INVALID):
                 transport.let()
@@ -289,15 +302,25 @@ class StoreAssociation(Association):
             if not transport.is_held(timeout_seconds=_STEP_SECONDS):
                 continue
             if self._is_quiet():
-                return True
-            # Something came between its last look and its stop, or more belongs to it.
-            transport.let_read()
+                if self.dimse.message is None:
+                    return True
+                # The rest of a message is to come.
+                transport.wait(_LOOK_SECONDS)
+                if self.dul.idle_timer_expired():
+                    transport.let()
+                    self.abort()
+                    self.kill()
+                    return False
+                transport.let_read()
+            elif self.dimse.msg_queue.empty():
+                # Something came between its last look and its stop.
+                transport.let_read()
 
     def _is_quiet(self) -> bool:
-        """Whether nothing is under way in pynetdicom's hands. Only while the DUL thread is held."""
+        """Whether pynetdicom has nothing to do but to wait. Only while the DUL thread is held."""
         dul = self.dul
         queues = (dul.event_queue, dul.to_provider_queue, dul.to_user_queue, dul._recv_pdu, self.dimse.msg_queue)
-        return self.dimse.message is None and all(queue.empty() for queue in queues)
+        return all(queue.empty() for queue in queues)
 
     def _wait_for_more(self, transport: HeldSocket) -> None:
         """Wait until pynetdicom has something to read, or to end. Only while the DUL thread is held."""

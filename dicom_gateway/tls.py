@@ -5,11 +5,14 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from dicom_gateway.errors import StartError
 
 ClientCertificate = Literal["required", "optional", "none"]
+
+NOTHING_YET: Final = (BlockingIOError, ssl.SSLWantReadError, TimeoutError)
+"""What a receive raises once its time-out has passed: the kernel's, without and with TLS, or Python's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,11 @@ class WindowedStore(FastStore):
             self._answer_all()
         super()._receive(None if deadline is None else self._deadline)
 
+    def _while_nothing_comes(self) -> None:
+        # There was something to read, and nothing of it was for us: TLS speaks with its peer, too.
+        if self._unanswered:
+            self._answer_all()
+
     def _has_more_in_time(self) -> bool:
         if time.monotonic() > self._unanswered[0].ended + _LONGEST_WAIT_SECONDS:
             return False
