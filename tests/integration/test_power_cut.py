@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,6 +120,42 @@ def test_what_was_acknowledged_of_several_at_once_is_still_there(disk):
     stored = [path.read_bytes() for study in studies for path in study.folder.rglob("*.dcm")]
     assert set(acknowledged) <= set(stored) <= set(map(as_file, instances))
     assert not any(study.problem for study in studies)
+
+
+def test_what_says_that_it_is_whole_is_whole_though_nobody_was_told_yet(disk, monkeypatch):
+    """The power is cut once a file has the mode of a whole one, and another file's sync is over, but not its own."""
+    if disk.kind == "ext2":
+        pytest.skip("what is on the disk of one file has nothing to do with the sync of another")
+    root = disk.folder / "spool"
+    root.mkdir()
+    subprocess.run(["sync", "--file-system", root], check=True)
+    one, other = (Reception(root / name, origin=ORIGIN, durability="instance") for name in ("one", "other"))
+    other.store(received(ct()))
+    instance = received(ct(PixelData=os.urandom(2_000_000)))
+    (incoming,) = several(one, [instance])
+    is_marked, may_go_on, sync = threading.Event(), threading.Event(), os.fsync
+
+    def wait_with_its_own(descriptor):
+        if descriptor == incoming._descriptor:
+            is_marked.set()
+            assert may_go_on.wait(60)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", wait_with_its_own)
+    committing = threading.Thread(target=incoming.commit)
+    committing.start()
+    assert is_marked.wait(60)
+    other.store(received(ct()))
+    left = disk.after_a_power_cut()
+    may_go_on.set()
+    committing.join()
+    one.close()
+    other.close()
+
+    studies = list(Spool(left / "spool").collect("one", complete=False))
+    assert not any(study.problem for study in studies)
+    stored = [path.read_bytes() for study in studies for path in study.folder.rglob("*.dcm")]
+    assert stored in ([], [as_file(instance)])
 
 
 def test_names_are_left_to_files_only_where_that_is_known_to_do(disk):

@@ -111,6 +111,7 @@ def test_runs_asked_for_while_one_is_made_are_made_in_one_request(make_request):
         pytest.param(_failure(404), id="no such deployment, or no such route"),
         pytest.param(_failure(422), id="refused"),
         pytest.param(_failure(500), id="broken"),
+        pytest.param(httpx.WriteError("reset"), id="a proxy that does not take so much"),
     ],
 )
 def test_each_is_asked_for_by_itself_where_all_together_did_not_work_out(make_request, together):

@@ -71,6 +71,14 @@ def test_who_waits_for_each_answer_gets_each_at_once(make_peer):
     assert after_they_began(peer) == [*together(1), *together(2), *together(3)]
 
 
+def test_who_has_only_tls_things_to_say_gets_the_answers_all_the_same(make_peer, monkeypatch):
+    # As after a TLS KeyUpdate: there is something to read, of which nothing is for us.
+    monkeypatch.setattr(WindowedStore, "_has_more_in_time", lambda _: True)
+    peer = make_peer(window=8)
+    peer.end.sendall(message(1) + message(2))
+    assert [answered(peer.answer()) for _ in range(2)] == [(1, 0), (2, 0)]
+
+
 def test_who_pauses_in_the_middle_of_an_instance_gets_the_answers_to_those_before(make_peer):
     peer = make_peer()
     third = message(3, b"x" * 1000)
