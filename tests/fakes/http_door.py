@@ -24,7 +24,7 @@ class HttpDoor:
         self.refusing = False
         """While true, every request is answered 503, and none reaches the server."""
         self.losing = ""
-        """The end of a path. An answer to what goes there is lost once it is known, and the connection with it."""
+        """A part of a path. An answer to what goes there is lost once it is known, and the connection with it."""
         self.lost = 0
         """How many answers were lost."""
         self.refused = 0
@@ -51,7 +51,7 @@ class HttpDoor:
 
     def lose(self, path: str) -> bool:
         with self._lock:
-            loses = bool(self.losing) and path.endswith(self.losing)
+            loses = bool(self.losing) and self.losing in path
             self.lost += loses
             return loses
 
