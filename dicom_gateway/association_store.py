@@ -118,10 +118,7 @@ class ArrivingInstance:
     def write(self, fragment: memoryview) -> None:
         """Take the next fragment of the data set."""
         if self._incoming is not None:
-            try:
-                self._incoming.write(fragment)
-            except Exception as error:  # noqa: BLE001  # a status is all that may leave, see ``refused``
-                self._fail(error)
+            self._try(self._incoming.write, fragment)
 
     def end(self) -> None:
         """Take note that it has come whole, where ``make_whole`` and ``finish`` follow for several at once."""
@@ -150,9 +147,9 @@ class ArrivingInstance:
             self._incoming.discard()
             self._incoming = None
 
-    def _try(self, step: Callable[[], None]) -> None:
+    def _try(self, step: Callable[..., None], *arguments: object) -> None:
         try:
-            step()
+            step(*arguments)
         except Exception as error:  # noqa: BLE001  # a status is all that may leave, see ``refused``
             self._fail(error)
 

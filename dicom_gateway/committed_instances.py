@@ -13,10 +13,11 @@ from typing import Final
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicom_gateway.commitment import CLASS_CONFLICT, NO_SUCH_INSTANCE, PROCESSING_FAILURE, Reference
+from dicom_gateway.durable_files import sync_file_system
 from dicom_gateway.errors import LedgerSilentError
 from dicom_gateway.instance_lookup import instance_lookup
 from dicom_gateway.part10_head import HeadError, read_part10_head
-from dicom_gateway.reception import INCOMING_NAME, Durability, sync_file_system
+from dicom_gateway.reception import INCOMING_NAME, Durability
 from dicom_gateway.uid_key import UidKey, find_uid_key
 from flows_engine.handoff.header import UnreadableError
 from flows_engine.handoff.header_file import read_open_file_header

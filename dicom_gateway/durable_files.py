@@ -56,12 +56,21 @@ def wait_until_written(descriptor: int) -> None:
     _write_out(descriptor, _WAIT_BEFORE | _WRITE | _WAIT_AFTER)
 
 
+def sync_file_system(descriptor: int) -> None:
+    """Force everything of a file system onto its disk, by any open file or folder of it (syncfs(2))."""
+    if _libc.syncfs(descriptor) != 0:
+        raise _last_error()
+
+
 def _write_out(descriptor: int, flags: int) -> None:
-    if _sync_file_range(descriptor, 0, 0, flags) != 0:
-        number = ctypes.get_errno()
-        # Where it is not known, the sync that follows does all the work.
-        if number != errno.ENOSYS:
-            raise OSError(number, os.strerror(number))
+    # Where it is not known, the sync that follows does all the work.
+    if _sync_file_range(descriptor, 0, 0, flags) != 0 and (error := _last_error()).errno != errno.ENOSYS:
+        raise error
+
+
+def _last_error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
 
 
 def syncs_names_with_files(folder: int) -> bool:

@@ -12,7 +12,6 @@ two more changes of the folder an instance. What is half was never acknowledged,
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import itertools
 import os
@@ -53,7 +52,6 @@ _MOST_OF_ONE_UID: Final = 100
 _HALF: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _ONE_INFLATED_AT_A_TIME: Final = threading.Lock()
 """Bounds what all senders of a process together can make grow in memory."""
-_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class Origin(BaseModel):
@@ -149,7 +147,7 @@ class Reception:
             return
         try:
             if self.durability == "association":
-                sync_file_system(self._descriptor)
+                durable_files.sync_file_system(self._descriptor)
             released = self._folder / RELEASED_NAME
             released.touch(mode=durable_files.PRIVATE_FILE)
             if self.durability != "none":
@@ -371,13 +369,6 @@ def have_same_content(one: BinaryIO, other: BinaryIO) -> bool:
             return False
         if not block:
             return True
-
-
-def sync_file_system(descriptor: int) -> None:
-    """Force everything of a file system onto its disk, by any open file or folder of it (syncfs(2))."""
-    if _libc.syncfs(descriptor) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
 
 
 def free_name(incoming: Path, uid: str) -> str:

@@ -38,7 +38,6 @@ from dicom_gateway.reception import (
     Origin,
     Reception,
     free_name,
-    sync_file_system,
 )
 from flows_engine.handoff.fingerprint import FingerprintBuilder
 from flows_engine.handoff.header import Header, UnreadableError
@@ -438,7 +437,7 @@ def _content(instance: _Instance) -> tuple[int, bytes]:
 def _sync_file_system_of(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        sync_file_system(descriptor)
+        durable_files.sync_file_system(descriptor)
     finally:
         os.close(descriptor)
 

@@ -269,9 +269,7 @@ class StoreAssociation(Association):
                     transport.cut()
                 transport.let_read(received)
             if ending in (Ending.SILENT, Ending.INVALID):
-                transport.let()
-                self.abort()
-                self.kill()
+                self._give_up(transport)
                 return
         if isinstance(self.dul.peek_next_pdu(), A_RELEASE) and not self._before_release():
             self.abort()
@@ -307,14 +305,17 @@ class StoreAssociation(Association):
                 # The rest of a message is to come.
                 transport.wait(_LOOK_SECONDS)
                 if self.dul.idle_timer_expired():
-                    transport.let()
-                    self.abort()
-                    self.kill()
+                    self._give_up(transport)
                     return False
                 transport.let_read()
             elif self.dimse.msg_queue.empty():
                 # Something came between its last look and its stop.
                 transport.let_read()
+
+    def _give_up(self, transport: HeldSocket) -> None:
+        transport.let()
+        self.abort()
+        self.kill()
 
     def _is_quiet(self) -> bool:
         """Whether pynetdicom has nothing to do but to wait. Only while the DUL thread is held."""

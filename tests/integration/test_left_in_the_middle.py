@@ -148,8 +148,7 @@ def test_who_falls_silent_is_given_up_after_its_time(make_port, sent, is_secure)
         connection.sendall(raw_sender._associate_request(STUDY, "STORESCP", 1))
         assert connection.recv(10_000)[0] == 2
         connection.sendall(sent)
-    time.sleep(0.2)
-    assert port.open == 1
+    wait_until(lambda: port.open == 1, seconds=10, what="the connection is served")
     began = time.process_time()
     wait_until(lambda: port.open == 0, seconds=10 * LIMIT_SECONDS, what="the connection is given up")
     assert time.process_time() - began < 0.5, "waiting costs next to nothing"

@@ -21,7 +21,6 @@ from pydicom.misc import is_dicom
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_gateway import durable_files
-from dicom_gateway import reception as reception_module
 from dicom_gateway.reception import Reception
 from dicom_gateway.spool import Spool
 from tests.benchmarks import raw_sender
@@ -197,9 +196,9 @@ class PowerCut:
         self.names = {}
         for name in ("fsync", "fdatasync"):
             monkeypatch.setattr(os, name, self._noting(getattr(os, name)))
-        real = reception_module.sync_file_system
+        real = durable_files.sync_file_system
         monkeypatch.setattr(
-            reception_module, "sync_file_system", lambda descriptor: (self._note_everything(), real(descriptor))
+            durable_files, "sync_file_system", lambda descriptor: (self._note_everything(), real(descriptor))
         )
 
     def _noting(self, real):

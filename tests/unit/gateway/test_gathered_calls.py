@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from dicom_gateway.gathered_calls import GatheredCalls
+from tests.services import wait_until
 
 
 class Calls:
@@ -32,20 +32,17 @@ def pool():
         yield pool
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.002)
-
-
 def begin(pool, calls, subject, count):
     """Have one call under way, and ``count`` more waiting behind it, in order; return all of them."""
     begun = [pool.submit(calls.gathered.call, subject, 0)]
-    wait_until(lambda: (subject, [0]) in calls.made)
+    wait_until(lambda: (subject, [0]) in calls.made, seconds=10, what="one is under way")
     for number in range(1, count + 1):
         begun.append(pool.submit(calls.gathered.call, subject, number))
-        wait_until(lambda number=number: len(calls.gathered._waiting.get(subject, ())) == number)
+        wait_until(
+            lambda number=number: len(calls.gathered._waiting.get(subject, ())) == number,
+            seconds=10,
+            what=f"{number} wait",
+        )
     return begun
 
 
@@ -76,7 +73,7 @@ def test_calls_on_another_subject_do_not_wait(pool):
     calls = Calls()
     begun = begin(pool, calls, "a", 1)
     other = pool.submit(calls.gathered.call, "b", 7)
-    wait_until(lambda: ("b", [7]) in calls.made)
+    wait_until(lambda: ("b", [7]) in calls.made, seconds=10, what="the other is under way")
     calls.gate.set()
     assert other.result(timeout=10) == "b7"
     assert [call.result(timeout=10) for call in begun] == ["a0", "a1"]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from uuid import UUID, uuid4
@@ -12,6 +11,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from dicom_gateway.errors import TriggerRefusedError, TriggerUnavailableError
 from dicom_gateway.prefect_trigger import PrefectTrigger
+from tests.services import wait_until
 
 
 class Answering:
@@ -80,10 +80,13 @@ class Gathering:
             calls = []
             for number, key in enumerate(keys):
                 calls.append(pool.submit(trigger.trigger, request, idempotency_key=key))
-                deadline = time.monotonic() + 10
-                while sum(map(len, trigger._gathered._waiting.values())) < number or not self.asked_singly:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.002)
+                wait_until(
+                    lambda number=number: (
+                        self.asked_singly and sum(map(len, trigger._gathered._waiting.values())) >= number
+                    ),
+                    seconds=10,
+                    what=f"{number} wait",
+                )
             self._first.set()
             return {key: call.exception() or call.result() for key, call in zip(keys, calls, strict=True)}
 

@@ -9,7 +9,6 @@ import pytest
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_gateway import durable_files
-from dicom_gateway import reception as reception_module
 from dicom_gateway.disk_room import DiskRoom
 from dicom_gateway.errors import InstanceRefusedError, SpoolFullError
 from dicom_gateway.reception import Origin, Reception
@@ -51,9 +50,9 @@ def synced(monkeypatch):
 
     for name in ("fsync", "fdatasync"):
         monkeypatch.setattr(os, name, note(getattr(os, name)))
-    real = reception_module.sync_file_system
+    real = durable_files.sync_file_system
     monkeypatch.setattr(
-        reception_module, "sync_file_system", lambda descriptor: (names.append("everything"), real(descriptor))
+        durable_files, "sync_file_system", lambda descriptor: (names.append("everything"), real(descriptor))
     )
     return names
 
